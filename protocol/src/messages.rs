@@ -1,0 +1,260 @@
+//! What passes over the payload network (section 3), and its encoding.
+//!
+//! Each message is one frame of an authenticated [channel](shared_registers::channel), so it needs
+//! no MAC of its own. The encoding (bincode over serde, fixed-size integers, every decode limited)
+//! is used in this module alone; it could be swapped without anything else changing.
+
+use bincode::config;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_bytes::ByteArray;
+use shared_registers::codec::Malformed;
+use shared_registers::crypto::{ClusterId, Digest, MAC_BYTES, MacKey};
+use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber, ServerId, Term};
+use shared_registers::limits::{MAX_PAYLOAD_BYTES, MAX_SERVERS};
+use shared_registers::order;
+
+/// Largest frame on the payload network: the largest payload and the rest of a message. A channel
+/// of a cluster with a smaller limit can be set tighter with [`max_frame_bytes`].
+const MAX_MESSAGE_BYTES: usize = MAX_PAYLOAD_BYTES + OVERHEAD_BYTES;
+const OVERHEAD_BYTES: usize = 16 << 10;
+
+/// The frame limit of a cluster whose payloads are at most `max_payload_bytes`.
+pub const fn max_frame_bytes(max_payload_bytes: usize) -> usize {
+    max_payload_bytes + OVERHEAD_BYTES
+}
+
+/// A client's message on its way to be ordered, with a MAC for every host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderMessage {
+    /// Whose, and which of theirs.
+    pub id: OrderId,
+    /// The message.
+    #[serde(with = "serde_bytes")]
+    pub payload: Vec<u8>,
+    /// `macs[i]` is for host `i`.
+    pub macs: Vec<ByteArray<MAC_BYTES>>,
+}
+
+impl OrderMessage {
+    /// An order with its MAC vector. `keys[i]` is the order key that the client shares with host
+    /// `i`.
+    pub fn new(cluster: &ClusterId, id: OrderId, payload: Vec<u8>, keys: &[MacKey]) -> Self {
+        let digest = order::digest(cluster, id, &payload);
+        let macs = keys.iter().map(|key| ByteArray::new(order::mac(key, &digest).0)).collect();
+        OrderMessage { id, payload, macs }
+    }
+}
+
+/// From a client to a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToServer {
+    /// Please put this in order.
+    Order(OrderMessage),
+    /// The bytes of a reply that this client knows by its digest alone.
+    FetchReply {
+        /// The client's session.
+        session: u64,
+        /// Which of its orders.
+        count: u64,
+    },
+    /// Send me every delivery from `from` on.
+    Subscribe {
+        /// The first that is wanted.
+        from: OrderNumber,
+    },
+    /// The bytes of a delivery that this subscriber knows by its digest alone.
+    FetchDelivery {
+        /// Which.
+        order: OrderNumber,
+    },
+    /// How are you? Also the only question that the operator may ask.
+    Status,
+}
+
+/// From a guest to a guest: an order that its client sent to the first, for the sequencer (P3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward(pub OrderMessage);
+
+/// From a guest to a client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToClient {
+    /// An order of this client was delivered and executed.
+    Reply(Reply),
+    /// A delivery, for a subscriber.
+    Delivery(Delivery),
+    /// The subscriber wants deliveries that are no longer kept; `first` is the oldest that is.
+    TooOld {
+        /// The oldest that is kept.
+        first: OrderNumber,
+    },
+    /// The order is of an older session than the newest that was delivered, which is this.
+    Stale {
+        /// The newest session.
+        session: u64,
+        /// Its last delivered order.
+        count: u64,
+    },
+    /// The server's host refused the order when it was proposed.
+    Refused {
+        /// The client's session.
+        session: u64,
+        /// Which of its orders.
+        count: u64,
+        /// Why.
+        reason: Refusal,
+    },
+    /// The answer to [`ToServer::Status`].
+    Status(Box<Status>),
+}
+
+/// Why a host refused an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Its MAC does not verify.
+    BadMac,
+    /// Its payload is over the limit.
+    TooLarge,
+}
+
+/// `REPLY`: believed when `f + 1` servers sent the same `order` and `digest` (P5).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The client's session.
+    pub session: u64,
+    /// Which of its orders.
+    pub count: u64,
+    /// Its place in the one order.
+    pub order: OrderNumber,
+    /// SHA-256 of the reply's bytes.
+    #[serde(with = "digest")]
+    pub digest: Digest,
+    /// The term that the server is in: a hint for where to send the next order.
+    pub term: Term,
+    /// The bytes, from one server (the sequencer) or on request.
+    pub body: Body,
+}
+
+/// The bytes of a reply or delivery, or why they are not there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Body {
+    /// Another server sends them; ask if it does not.
+    Elsewhere,
+    /// Here they are.
+    Here(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// This server keeps them no longer.
+    Gone,
+}
+
+/// `DELIVERY`: believed when `f + 1` servers sent the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// Its place in the one order.
+    pub order: OrderNumber,
+    /// Who sent it, and which of theirs it is.
+    pub id: OrderId,
+    /// The order's digest: see [`order::digest`].
+    #[serde(with = "digest")]
+    pub digest: Digest,
+    /// The delivery time, by the trusted clock (C2).
+    pub time: Micros,
+    /// The message, from one server (the sequencer) or on request.
+    pub payload: Body,
+}
+
+/// What a server says of itself. All counters since its process started.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Which server.
+    pub id: ServerId,
+    /// The term that it is in.
+    pub term: Term,
+    /// Last committed batch.
+    pub committed: u64,
+    /// Last order number delivered.
+    pub delivered: OrderNumber,
+    /// Chain value after the last delivered batch.
+    #[serde(with = "digest")]
+    pub chain: Digest,
+    /// Name and value of every counter, the guest's and its host's.
+    pub counters: Vec<(String, u64)>,
+}
+
+mod digest {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use serde_bytes::ByteArray;
+    use shared_registers::crypto::{DIGEST_BYTES, Digest};
+
+    pub(super) fn serialize<S: Serializer>(digest: &Digest, to: S) -> Result<S::Ok, S::Error> {
+        ByteArray::new(digest.0).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Digest, D::Error> {
+        Ok(Digest(ByteArray::<DIGEST_BYTES>::deserialize(from)?.into_array()))
+    }
+}
+
+/// Encodes a message.
+pub fn encode<M: Serialize>(message: &M) -> Vec<u8> {
+    let config = config::standard().with_fixed_int_encoding();
+    // The types above hold nothing that serialising could refuse.
+    bincode::serde::encode_to_vec(message, config).expect("messages can be encoded")
+}
+
+/// Decodes a message that fills `bytes`.
+pub fn decode<M: DeserializeOwned>(bytes: &[u8]) -> Result<M, Malformed> {
+    let config = config::standard().with_fixed_int_encoding().with_limit::<MAX_MESSAGE_BYTES>();
+    match bincode::serde::decode_from_slice(bytes, config) {
+        Ok((message, used)) if used == bytes.len() => Ok(message),
+        _ => Err(Malformed),
+    }
+}
+
+/// Decodes a client's message; an order's must be its own, and its MAC vector of the right length.
+pub fn decode_to_server(bytes: &[u8], from: ClientId, n: usize) -> Result<ToServer, Malformed> {
+    match decode(bytes)? {
+        ToServer::Order(order) if order.id.client != from || !well_formed(&order, n) => {
+            Err(Malformed)
+        }
+        message => Ok(message),
+    }
+}
+
+/// Decodes what another guest forwards.
+pub fn decode_forward(bytes: &[u8], n: usize) -> Result<OrderMessage, Malformed> {
+    let Forward(order) = decode(bytes)?;
+    if well_formed(&order, n) { Ok(order) } else { Err(Malformed) }
+}
+
+fn well_formed(order: &OrderMessage, n: usize) -> bool {
+    order.macs.len() == n && n <= MAX_SERVERS && order.id.count >= 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use shared_registers::crypto::Secret;
+
+    fn sample() -> OrderMessage {
+        let keys: Vec<_> = (0..3).map(|i| Secret::new([i; 32]).mac_key()).collect();
+        let id = OrderId { client: ClientId(2), session: 1, count: 1 };
+        OrderMessage::new(&ClusterId([1; 32]), id, vec![1, 2, 3], &keys)
+    }
+
+    #[test]
+    fn an_order_comes_back_as_it_went_and_belongs_to_its_sender() {
+        let bytes = encode(&ToServer::Order(sample()));
+        assert_eq!(decode_to_server(&bytes, ClientId(2), 3), Ok(ToServer::Order(sample())));
+        assert_eq!(decode_to_server(&bytes, ClientId(1), 3), Err(Malformed));
+        assert_eq!(decode_to_server(&bytes, ClientId(2), 5), Err(Malformed));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoders_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode_to_server(&bytes, ClientId(0), 3);
+            let _ = decode_forward(&bytes, 3);
+            let _ = decode::<ToClient>(&bytes);
+        }
+    }
+}

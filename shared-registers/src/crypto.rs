@@ -1,0 +1,148 @@
+//! Digests and MACs. SHA-256 and HMAC-SHA256 throughout (section 3); keys never print themselves,
+//! are wiped when dropped, and MACs are compared in constant time.
+
+use std::fmt;
+
+use hmac::{Hmac, KeyInit, Mac as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use sha2::{Digest as _, Sha256};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Bytes of a digest.
+pub const DIGEST_BYTES: usize = 32;
+/// Bytes of a MAC.
+pub const MAC_BYTES: usize = 32;
+
+/// A SHA-256 value.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Digest(pub [u8; DIGEST_BYTES]);
+
+impl Digest {
+    /// SHA-256 over the parts, one after the other.
+    pub fn of(parts: &[&[u8]]) -> Digest {
+        let mut hash = Sha256::new();
+        for part in parts {
+            hash.update(part);
+        }
+        Digest(hash.finalize().into())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..", hex::encode(&self.0[..4]))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+/// An HMAC-SHA256 value. Compare it only through [`MacKey::verify`].
+#[derive(Clone, Copy)]
+pub struct Mac(pub [u8; MAC_BYTES]);
+
+/// The name of a cluster: 32 random bytes that every MAC and the chain start from, so that nothing
+/// of one cluster means anything in another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClusterId(pub [u8; 32]);
+
+/// A secret: 32 bytes, wiped on drop, without `Debug`.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Secret([u8; 32]);
+
+impl Secret {
+    /// Takes the bytes as they are; they must come from a cryptographic generator.
+    pub fn new(bytes: [u8; 32]) -> Secret {
+        Secret(bytes)
+    }
+
+    /// A keyed MAC state, made once and used for every message.
+    pub fn mac_key(&self) -> MacKey {
+        MacKey::new(&self.0)
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut text = hex::encode(self.0);
+        let done = to.serialize_str(&text);
+        text.zeroize();
+        done
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Secret, D::Error> {
+        let mut text = String::deserialize(from)?;
+        let mut bytes = [0; 32];
+        let decoded = hex::decode_to_slice(&text, &mut bytes);
+        text.zeroize();
+        match decoded {
+            Ok(()) => Ok(Secret(bytes)),
+            Err(_) => Err(D::Error::custom("a key is 64 hexadecimal digits")),
+        }
+    }
+}
+
+/// An HMAC-SHA256 key, ready to use.
+#[derive(Clone)]
+pub struct MacKey(Hmac<Sha256>);
+
+impl MacKey {
+    fn new(key: &[u8; 32]) -> MacKey {
+        // HMAC takes a key of any length, so this cannot fail.
+        MacKey(Hmac::new_from_slice(key).expect("HMAC takes keys of any length"))
+    }
+
+    /// The MAC over the parts, one after the other. The caller makes the parting unambiguous.
+    pub fn mac(&self, parts: &[&[u8]]) -> Mac {
+        let mut state = self.0.clone();
+        for part in parts {
+            state.update(part);
+        }
+        Mac(state.finalize().into_bytes().into())
+    }
+
+    /// Whether `claimed` is the MAC over the parts, in constant time.
+    pub fn verify(&self, parts: &[&[u8]], claimed: &[u8; MAC_BYTES]) -> bool {
+        let right = self.mac(parts);
+        bool::from(subtle::ConstantTimeEq::ct_eq(&right.0[..], &claimed[..]))
+    }
+
+    /// A key of its own for one purpose, derived from this one.
+    pub fn derive(&self, parts: &[&[u8]]) -> MacKey {
+        let mut mac = self.mac(parts);
+        let key = MacKey::new(&mac.0);
+        mac.0.zeroize();
+        key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mac_of_other_bytes_or_another_key_is_refused() {
+        let key = Secret::new([1; 32]).mac_key();
+        let mac = key.mac(&[b"ab", b"c"]);
+        assert!(key.verify(&[b"abc"], &mac.0));
+        assert!(!key.verify(&[b"abd"], &mac.0));
+        assert!(!Secret::new([2; 32]).mac_key().verify(&[b"abc"], &mac.0));
+    }
+
+    #[test]
+    fn the_mac_is_the_one_of_rfc_4231() {
+        // RFC 4231, test case 2, has a four-byte key; zero padding makes it one of ours.
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(b"Jefe");
+        let mac = Secret::new(key).mac_key().mac(&[b"what do ya want for nothing?"]);
+        assert_eq!(
+            hex::encode(mac.0),
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+    }
+}

@@ -1,0 +1,235 @@
+//! The two files as a guest uses them: it reads the streams, the drop notice, the hints and the
+//! counters from the read file, and writes frames into the write file.
+
+use std::sync::atomic::Ordering;
+
+use crate::host_side::{DropReason, FRAME_HEADER_BYTES, FRAME_MAGIC};
+use crate::ids::{Micros, Seq, ServerId};
+use crate::layout::{Geometry, LayoutError, hint_word, read, stream_word, write};
+use crate::limits::MAX_ORDERS_PER_BATCH;
+use crate::record::Record;
+use crate::words::{Doorbell, Words, WordsMut, padded};
+
+/// State of the trusted link between the own host and another (R8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum LinkState {
+    /// Not connected since the own host started.
+    Never = 0,
+    /// Connected.
+    Up = 1,
+    /// It was connected, and is not.
+    Lost = 2,
+}
+
+/// R8's hint about one host. For suspicion (P3), never for safety.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostHint {
+    /// The link's state.
+    pub state: LinkState,
+    /// How long nothing was heard from it.
+    pub silence: Micros,
+}
+
+/// What the host said of a frame that it dropped (R1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DropNotice {
+    /// Drops so far; frames that carry this number acknowledge it.
+    pub drops: u64,
+    /// The stream position that the frame was meant for. It and all after it are lost.
+    pub seq: Seq,
+    /// Why; `None` for a reason that this guest does not know.
+    pub reason: Option<DropReason>,
+    /// Indices of the orders that failed.
+    pub orders: Vec<usize>,
+}
+
+/// The write file has no room; wait until the host has consumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the write file is full")]
+pub struct WriteFull;
+
+/// What the read file holds next of a stream.
+pub enum Next<'a> {
+    /// Nothing new.
+    Nothing,
+    /// A record, which counts as read after [`GuestRegisters::advance`].
+    Record(Record<'a>),
+    /// Bytes that are no record. Hosts do not write such: the file is damaged.
+    Damaged,
+}
+
+/// The guest's side of its two files.
+pub struct GuestRegisters<R: Words, W: WordsMut> {
+    geometry: Geometry,
+    read: R,
+    write: W,
+    places: Vec<u64>,
+    reading: u64,
+    head: u64,
+    drops: u64,
+    bell: Doorbell,
+    copy: Vec<u8>,
+}
+
+impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
+    /// Attaches to the files. Frames that an earlier guest left in the write file stay: wait for
+    /// [`Self::drained`] before reading, so that its own stream is complete (P6).
+    pub fn attach(geometry: Geometry, read: R, write: W) -> Result<Self, LayoutError> {
+        geometry.check_read(&read)?;
+        geometry.check_write(&write)?;
+        geometry.format_write(&write);
+        let consumed = read.load(read::CONSUMED, Ordering::Acquire);
+        let mut head = write.load(write::HEAD, Ordering::Acquire);
+        let waiting = head.wrapping_sub(consumed);
+        if waiting > geometry.limits.write_ring_bytes || !waiting.is_multiple_of(8) {
+            // A head that cannot be: the earlier guest was broken into. Nothing of it can be read.
+            head = consumed;
+            write.store(write::HEAD, head, Ordering::Release);
+        }
+        let drops = read.load(read::DROPS, Ordering::Acquire);
+        let first = |writer| read.load(stream_word(writer, read::FIRST_AT), Ordering::Acquire);
+        Ok(GuestRegisters {
+            places: ServerId::all(geometry.n).map(first).collect(),
+            reading: 0,
+            head,
+            drops,
+            bell: Doorbell::resume(&write, write::GUEST_NAP),
+            copy: Vec::new(),
+            geometry,
+            read,
+            write,
+        })
+    }
+
+    /// Whose files, and their shape.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Whether the host has taken every frame (P6). Meanwhile drops are adopted silently: they
+    /// speak of an earlier guest's frames.
+    pub fn drained(&mut self) -> bool {
+        let done = self.read.load(read::CONSUMED, Ordering::Acquire) == self.head;
+        self.drops = self.read.load(read::DROPS, Ordering::Acquire);
+        done
+    }
+
+    /// Copies the next exposed record of `writer`, if there is one.
+    pub fn next(&mut self, writer: ServerId) -> Next<'_> {
+        let exposed = self.read.load(stream_word(writer, read::EXPOSED_AT), Ordering::Acquire);
+        let at = self.places[writer.index()];
+        let waiting = exposed.wrapping_sub(at);
+        if waiting == 0 {
+            return Next::Nothing;
+        }
+        let ring = self.geometry.stream_ring(writer);
+        let len = (ring.get_word(&self.read, at) & 0xffff_ffff) as usize;
+        if len > self.geometry.max_record_bytes() || padded(len) > waiting {
+            return Next::Damaged;
+        }
+        self.copy.clear();
+        ring.get(&self.read, at, len, &mut self.copy);
+        self.reading = padded(len);
+        match Record::decode(&self.copy, self.geometry.n) {
+            Ok(record) if record.stamp.writer == writer => Next::Record(record),
+            _ => Next::Damaged,
+        }
+    }
+
+    /// The record of `writer` that [`Self::next`] gave is read.
+    pub fn advance(&mut self, writer: ServerId) {
+        self.places[writer.index()] += std::mem::take(&mut self.reading);
+    }
+
+    /// Publishes a frame that is meant for position `seq` of the own stream, acknowledging every
+    /// drop that [`Self::drop_notice`] has told of. The caller then rings if
+    /// [`Self::must_ring`] says so.
+    pub fn write(&mut self, seq: Seq, body: &[u8]) -> Result<(), WriteFull> {
+        let consumed = self.read.load(read::CONSUMED, Ordering::Acquire);
+        let ring = self.geometry.frame_ring();
+        let len = FRAME_HEADER_BYTES - 8 + body.len();
+        let size = 8 + padded(len);
+        if self.head + size - consumed > ring.bytes {
+            return Err(WriteFull);
+        }
+        let mut header = [0; FRAME_HEADER_BYTES];
+        header[..8].copy_from_slice(&(FRAME_MAGIC | len as u64).to_le_bytes());
+        header[8..16].copy_from_slice(&seq.0.to_le_bytes());
+        header[16..].copy_from_slice(&self.drops.to_le_bytes());
+        ring.put(&self.write, self.head, &header);
+        ring.put(&self.write, self.head + FRAME_HEADER_BYTES as u64, body);
+        self.head += size;
+        self.write.store(write::HEAD, self.head, Ordering::Release);
+        Ok(())
+    }
+
+    /// The host's word on a drop that this guest does not know of yet. From now on its frames
+    /// acknowledge it.
+    pub fn drop_notice(&mut self) -> Option<DropNotice> {
+        let drops = self.read.load(read::DROPS, Ordering::Acquire);
+        if drops == self.drops {
+            return None;
+        }
+        self.drops = drops;
+        let word = |i| self.read.load(i, Ordering::Relaxed);
+        let code = word(read::DROP_REASON);
+        let failed = |i: &usize| word(read::DROP_ORDERS + i / 64) >> (i % 64) & 1 == 1;
+        Some(DropNotice {
+            drops,
+            seq: Seq(word(read::DROP_SEQ)),
+            reason: DropReason::ALL.into_iter().find(|r| *r as u64 == code),
+            orders: (0..MAX_ORDERS_PER_BATCH).filter(failed).collect(),
+        })
+    }
+
+    /// R8's hints, one per server; the own entry means nothing.
+    pub fn hints(&self) -> impl Iterator<Item = HostHint> + '_ {
+        ServerId::all(self.geometry.n).map(|server| {
+            let state = match self.read.load(hint_word(server, 0), Ordering::Acquire) {
+                1 => LinkState::Up,
+                2 => LinkState::Lost,
+                _ => LinkState::Never,
+            };
+            HostHint {
+                state,
+                silence: Micros(self.read.load(hint_word(server, 1), Ordering::Relaxed)),
+            }
+        })
+    }
+
+    /// Whether the host takes no frame because the own stream's ring is full.
+    pub fn stream_full(&self) -> bool {
+        self.read.load(read::STREAM_FULL, Ordering::Relaxed) != 0
+    }
+
+    /// The host's counters, in the order of [`crate::host_side::Counter`].
+    pub fn counters(&self) -> Vec<u64> {
+        (0..read::COUNTERS_LEN)
+            .map(|i| self.read.load(read::COUNTERS + i, Ordering::Relaxed))
+            .collect()
+    }
+
+    /// Says that the guest is about to sleep. Look once more after this.
+    pub fn doze(&mut self) {
+        self.bell.doze(&self.write, write::GUEST_NAP);
+    }
+
+    /// Says that the guest is awake.
+    pub fn wake(&mut self) {
+        self.bell.wake(&self.write, write::GUEST_NAP);
+    }
+
+    /// Whether anything that the guest would act on may have come since it last looked.
+    pub fn has_news(&self) -> bool {
+        let exposed =
+            |writer| self.read.load(stream_word(writer, read::EXPOSED_AT), Ordering::Acquire);
+        self.read.load(read::DROPS, Ordering::Acquire) != self.drops
+            || ServerId::all(self.geometry.n).any(|w| exposed(w) != self.places[w.index()])
+    }
+
+    /// Whether the host sleeps and must be rung to see what was written.
+    pub fn must_ring(&mut self) -> bool {
+        self.bell.must_ring(&self.read, read::HOST_NAP)
+    }
+}

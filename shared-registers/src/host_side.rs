@@ -1,0 +1,466 @@
+//! The two files as a host uses them: it takes frames out of the write file, and keeps and exposes
+//! the streams in the read file. What may enter a stream is `host-agent`'s business.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+use crate::guest_side::LinkState;
+use crate::ids::{Micros, Seq, ServerId};
+use crate::layout::{Geometry, LayoutError, hint_word, read, stream_word, write};
+use crate::limits::MAX_ORDERS_PER_BATCH;
+use crate::record::Record;
+use crate::words::{Doorbell, Words, WordsMut, padded};
+
+/// First word of a frame: this in the upper half, the length of what follows in the lower.
+pub(crate) const FRAME_MAGIC: u64 = 0x4472_4146 << 32;
+/// Bytes of a frame before its body: its first word, `seq`, `drops`.
+pub(crate) const FRAME_HEADER_BYTES: usize = 24;
+
+/// Why a host dropped a frame. The numbers stand in the read file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum DropReason {
+    /// The ring's contents are not frames.
+    Framing = 1,
+    /// Not a well-formed PROPOSE, ACCEPT or CHANGE.
+    Malformed = 2,
+    /// Not the next number of the stream.
+    Number = 3,
+    /// An order larger than the limit.
+    TooLarge = 4,
+    /// An order of a client that does not exist.
+    UnknownClient = 5,
+    /// An order whose MAC does not verify.
+    OrderMac = 6,
+    /// A CHANGE that R1 does not allow.
+    Change = 7,
+}
+
+impl DropReason {
+    /// All reasons.
+    pub const ALL: [DropReason; 7] = [
+        DropReason::Framing,
+        DropReason::Malformed,
+        DropReason::Number,
+        DropReason::TooLarge,
+        DropReason::UnknownClient,
+        DropReason::OrderMac,
+        DropReason::Change,
+    ];
+}
+
+/// What a host counts; each is a word of the read file, so that its guest can report it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Counter {
+    /// PROPOSEs admitted from this host's guest.
+    Proposes,
+    /// ACCEPTs admitted.
+    Accepts,
+    /// CHANGEs admitted.
+    Changes,
+    /// Bytes of the records admitted.
+    AdmittedBytes,
+    /// Orders whose MAC failed here.
+    OrderMacFailed,
+    /// Frames dropped because they came after a drop that they do not acknowledge.
+    DroppedUnacknowledged,
+    /// Frames that were admitted before and came again.
+    DroppedStale,
+    /// Looks at the write file that found an impossible head.
+    BadHead,
+    /// Record frames sent to peers.
+    RecordFramesSent,
+    /// Record frames received from peers.
+    RecordFramesReceived,
+    /// Records from peers that were here already.
+    RecordsDuplicate,
+    /// Records from peers that cannot follow what is here.
+    RecordsOutOfOrder,
+    /// Bytes sent to peers.
+    LinkBytesSent,
+    /// Bytes received from peers.
+    LinkBytesReceived,
+    /// Connections or frames on the trusted network that do not authenticate or decode.
+    LinkRefused,
+    /// Times that a peer's link came up.
+    LinkUps,
+    /// Frames dropped, by [`DropReason`]: this counter plus the reason.
+    Dropped,
+}
+
+impl Counter {
+    fn word(self) -> usize {
+        read::COUNTERS + self as usize
+    }
+
+    /// The words of [`Counter::Dropped`] for one reason, relative to the counters.
+    pub fn dropped(reason: DropReason) -> usize {
+        Counter::Dropped as usize + reason as usize
+    }
+}
+
+const _: () = assert!(Counter::Dropped as usize + 8 <= read::COUNTERS_LEN);
+
+/// A frame of the guest's, copied out.
+pub struct Frame<'a> {
+    /// The stream position that the guest means it for.
+    pub seq: Seq,
+    /// How many drops the guest knows of.
+    pub drops: u64,
+    /// A body, not yet looked at.
+    pub body: &'a [u8],
+}
+
+/// What the write file holds next.
+pub enum Taken<'a> {
+    /// Nothing.
+    Nothing,
+    /// A frame. It counts as consumed after [`HostRegisters::consume`].
+    Frame(Frame<'a>),
+    /// Bytes that are no frame; all that was published is skipped.
+    Garbage,
+}
+
+/// A stream's ring is full of records that may not be reclaimed yet (R7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the ring of stream {0} is full")]
+pub struct StreamFull(pub ServerId);
+
+/// Why a read file from an earlier run cannot be gone on with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReopenError {
+    /// Not this server's file.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// A record in it is damaged.
+    #[error("holds a damaged record: number {seq} of stream {writer}")]
+    Damaged {
+        /// Whose stream.
+        writer: ServerId,
+        /// Which record.
+        seq: u64,
+    },
+}
+
+struct Stream {
+    /// Places of the records that are here, from the first on, and behind the last.
+    places: VecDeque<u64>,
+    first: u64,
+    copied: u64,
+    exposed: u64,
+    /// `seen` of the records that are copied and not exposed.
+    waiting: VecDeque<Box<[u64]>>,
+}
+
+impl Stream {
+    fn place(&self, seq: u64) -> u64 {
+        self.places[(seq - 1 - self.first) as usize]
+    }
+    fn end(&self) -> u64 {
+        self.places[self.places.len() - 1]
+    }
+}
+
+/// The host's side of its two files.
+pub struct HostRegisters<R: WordsMut, W: Words> {
+    geometry: Geometry,
+    read: R,
+    write: W,
+    streams: Vec<Stream>,
+    consumed: u64,
+    taking: u64,
+    bad_head: Option<u64>,
+    drops: u64,
+    bell: Doorbell,
+    copy: Vec<u8>,
+}
+
+impl<R: WordsMut, W: Words> HostRegisters<R, W> {
+    /// Formats an empty read file. Both files must have the sizes that `geometry` says.
+    pub fn create(geometry: Geometry, read: R, write: W) -> Result<Self, LayoutError> {
+        geometry.format_read(&read);
+        geometry.check_read(&read)?;
+        geometry.check_write(&write)?;
+        Ok(Self::empty(geometry, read, write))
+    }
+
+    /// Goes on with the read file of an earlier run of the same boot: checks every record, and
+    /// takes nothing that was not published.
+    pub fn reopen(geometry: Geometry, read: R, write: W) -> Result<Self, ReopenError> {
+        geometry.check_read(&read)?;
+        geometry.check_write(&write)?;
+        let mut this = Self::empty(geometry, read, write);
+        this.consumed = this.read.load(read::CONSUMED, Ordering::Relaxed);
+        this.drops = this.read.load(read::DROPS, Ordering::Relaxed);
+        for writer in ServerId::all(geometry.n) {
+            this.scan(writer)?;
+        }
+        Ok(this)
+    }
+
+    fn empty(geometry: Geometry, read: R, write: W) -> Self {
+        let stream = |_| Stream {
+            places: VecDeque::from([0]),
+            first: 0,
+            copied: 0,
+            exposed: 0,
+            waiting: VecDeque::new(),
+        };
+        let bell = Doorbell::resume(&read, read::HOST_NAP);
+        HostRegisters {
+            streams: (0..geometry.n).map(stream).collect(),
+            geometry,
+            read,
+            write,
+            consumed: 0,
+            taking: 0,
+            bad_head: None,
+            drops: 0,
+            bell,
+            copy: Vec::new(),
+        }
+    }
+
+    fn scan(&mut self, writer: ServerId) -> Result<(), ReopenError> {
+        let state = |which| self.read.load(stream_word(writer, which), Ordering::Relaxed);
+        let (first, copied, exposed) =
+            (state(read::FIRST_SEQ), state(read::COPIED_SEQ), state(read::EXPOSED_SEQ));
+        let mut at = state(read::FIRST_AT);
+        let end = state(read::COPIED_AT);
+        let stream = &mut self.streams[writer.index()];
+        (stream.first, stream.exposed, stream.places) = (first, exposed, VecDeque::from([at]));
+        let ring = self.geometry.stream_ring(writer);
+        let mut bytes = Vec::new();
+        for seq in first + 1..=copied {
+            let damaged = ReopenError::Damaged { writer, seq };
+            let len = (ring.get_word(&self.read, at) & 0xffff_ffff) as usize;
+            if len > self.geometry.max_record_bytes() || at + padded(len) > end {
+                return Err(damaged);
+            }
+            bytes.clear();
+            ring.get(&self.read, at, len, &mut bytes);
+            let record = Record::decode(&bytes, self.geometry.n).map_err(|_| damaged.clone())?;
+            if record.stamp.seq.0 != seq || record.stamp.writer != writer {
+                return Err(damaged);
+            }
+            at += padded(len);
+            stream.places.push_back(at);
+            if seq > exposed {
+                stream.waiting.push_back(record.stamp.seen);
+            }
+        }
+        if at != end || exposed > copied || exposed < first {
+            return Err(ReopenError::Damaged { writer, seq: copied });
+        }
+        stream.copied = copied;
+        Ok(())
+    }
+
+    /// Whose files, and their shape.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Copies the next frame out of the write file. It is taken only by [`Self::consume`]; garbage
+    /// is skipped at once.
+    pub fn take(&mut self) -> Taken<'_> {
+        let head = self.write.load(write::HEAD, Ordering::Acquire);
+        let ring = self.geometry.frame_ring();
+        let waiting = head.wrapping_sub(self.consumed);
+        if waiting == 0 {
+            return Taken::Nothing;
+        }
+        if waiting > ring.bytes || !waiting.is_multiple_of(8) {
+            // An impossible head says nothing about frames: wait for a possible one.
+            if self.bad_head != Some(head) {
+                self.bad_head = Some(head);
+                self.count(Counter::BadHead, 1);
+            }
+            return Taken::Nothing;
+        }
+        let first = ring.get_word(&self.write, self.consumed);
+        let len = (first & 0xffff_ffff) as usize;
+        let max = FRAME_HEADER_BYTES - 8 + self.geometry.limits.max_body_bytes();
+        let fits = (FRAME_HEADER_BYTES - 8..=max).contains(&len) && 8 + padded(len) <= waiting;
+        if first >> 32 != FRAME_MAGIC >> 32 || !fits {
+            self.consumed = head;
+            self.read.store(read::CONSUMED, self.consumed, Ordering::Release);
+            return Taken::Garbage;
+        }
+        // One fetch: from here on only the copy counts.
+        self.copy.clear();
+        ring.get(&self.write, self.consumed + 8, len, &mut self.copy);
+        self.taking = 8 + padded(len);
+        let (header, body) = self.copy.split_at(FRAME_HEADER_BYTES - 8);
+        let word = |i: usize| u64::from_le_bytes(header[8 * i..8 * i + 8].try_into().unwrap());
+        Taken::Frame(Frame { seq: Seq(word(0)), drops: word(1), body })
+    }
+
+    /// The frame that [`Self::take`] gave is dealt with.
+    pub fn consume(&mut self) {
+        self.consumed += std::mem::take(&mut self.taking);
+        self.read.store(read::CONSUMED, self.consumed, Ordering::Release);
+    }
+
+    /// Tells the guest that its frame for position `seq` was dropped, and which of its orders
+    /// failed (by their index, at most [`MAX_ORDERS_PER_BATCH`]). Returns how many drops that makes.
+    pub fn notify_drop(&mut self, seq: Seq, reason: DropReason, orders: &[usize]) -> u64 {
+        let mut bits = [0u64; MAX_ORDERS_PER_BATCH / 64];
+        for order in orders {
+            bits[order / 64] |= 1 << (order % 64);
+        }
+        for (i, word) in bits.iter().enumerate() {
+            self.read.store(read::DROP_ORDERS + i, *word, Ordering::Relaxed);
+        }
+        self.read.store(read::DROP_SEQ, seq.0, Ordering::Relaxed);
+        self.read.store(read::DROP_REASON, reason as u64, Ordering::Relaxed);
+        self.drops += 1;
+        self.read.store(read::DROPS, self.drops, Ordering::Release);
+        self.add(Counter::dropped(reason), 1);
+        self.drops
+    }
+
+    /// Drops notified so far.
+    pub fn drops(&self) -> u64 {
+        self.drops
+    }
+
+    /// Records of `writer` that are here.
+    pub fn copied(&self, writer: ServerId) -> Seq {
+        Seq(self.streams[writer.index()].copied)
+    }
+
+    /// Records of `writer` that the guest may see.
+    pub fn exposed(&self, writer: ServerId) -> Seq {
+        Seq(self.streams[writer.index()].exposed)
+    }
+
+    /// Per stream, how many records are exposed: what R4 stamps.
+    pub fn exposed_all(&self) -> Box<[u64]> {
+        self.streams.iter().map(|s| s.exposed).collect()
+    }
+
+    /// Appends a record that follows what is here. It is not exposed yet.
+    pub fn append(&mut self, record: &Record<'_>, bytes: &[u8]) -> Result<(), StreamFull> {
+        let writer = record.stamp.writer;
+        let ring = self.geometry.stream_ring(writer);
+        let stream = &mut self.streams[writer.index()];
+        assert_eq!(record.stamp.seq.0, stream.copied + 1, "a record out of its place");
+        let (at, len) = (stream.end(), padded(bytes.len()));
+        if at + len - stream.places[0] > ring.bytes {
+            return Err(StreamFull(writer));
+        }
+        ring.put(&self.read, at, bytes);
+        stream.places.push_back(at + len);
+        stream.copied += 1;
+        stream.waiting.push_back(record.stamp.seen.clone());
+        let (seq, end) = (stream.copied, at + len);
+        self.read.store(stream_word(writer, read::COPIED_AT), end, Ordering::Release);
+        self.read.store(stream_word(writer, read::COPIED_SEQ), seq, Ordering::Release);
+        Ok(())
+    }
+
+    /// Exposes to the guest whatever has its causal past exposed (R4). Returns whether there was
+    /// anything.
+    pub fn expose(&mut self) -> bool {
+        let mut any = false;
+        loop {
+            let mut progress = false;
+            for writer in ServerId::all(self.geometry.n) {
+                while self.exposable(writer) {
+                    let stream = &mut self.streams[writer.index()];
+                    stream.waiting.pop_front();
+                    stream.exposed += 1;
+                    let seq = stream.exposed;
+                    let end = stream.place(seq + 1);
+                    let word = |which| stream_word(writer, which);
+                    self.read.store(word(read::EXPOSED_SEQ), seq, Ordering::Relaxed);
+                    self.read.store(word(read::EXPOSED_AT), end, Ordering::Release);
+                    (progress, any) = (true, true);
+                }
+            }
+            if !progress {
+                return any;
+            }
+        }
+    }
+
+    fn exposable(&self, writer: ServerId) -> bool {
+        let waiting = self.streams[writer.index()].waiting.front();
+        waiting.is_some_and(|seen| {
+            seen.iter().zip(&self.streams).all(|(seen, stream)| *seen <= stream.exposed)
+        })
+    }
+
+    /// Copies record `seq` of `writer` to the end of `out`, if it is here.
+    pub fn record(&self, writer: ServerId, seq: Seq, out: &mut Vec<u8>) -> bool {
+        let stream = &self.streams[writer.index()];
+        if seq.0 <= stream.first || seq.0 > stream.copied {
+            return false;
+        }
+        let ring = self.geometry.stream_ring(writer);
+        let at = stream.place(seq.0);
+        let len = (ring.get_word(&self.read, at) & 0xffff_ffff) as usize;
+        ring.get(&self.read, at, len, out);
+        true
+    }
+
+    /// Publishes R8's hint about a peer's host.
+    pub fn hint(&self, peer: ServerId, state: LinkState, silence: Micros) {
+        self.read.store(hint_word(peer, 1), silence.0, Ordering::Relaxed);
+        self.read.store(hint_word(peer, 0), state as u64, Ordering::Release);
+    }
+
+    /// Says whether the guest's own stream is full, so that it can say so too.
+    pub fn set_stream_full(&self, full: bool) {
+        self.read.store(read::STREAM_FULL, u64::from(full), Ordering::Relaxed);
+    }
+
+    /// The header word `which` of the read file that recovery keeps (boot, incarnation, clean).
+    pub fn header(&self, which: usize) -> u64 {
+        self.read.load(which, Ordering::Relaxed)
+    }
+
+    /// Stores such a word.
+    pub fn set_header(&self, which: usize, value: u64) {
+        assert!((read::BOOT..=read::CLEAN).contains(&which), "not a word of recovery's");
+        self.read.store(which, value, Ordering::Relaxed);
+    }
+
+    /// Adds to a counter.
+    pub fn count(&self, counter: Counter, by: u64) {
+        self.read.store(counter.word(), self.counter(counter) + by, Ordering::Relaxed);
+    }
+
+    fn add(&self, index: usize, by: u64) {
+        let word = read::COUNTERS + index;
+        self.read.store(word, self.read.load(word, Ordering::Relaxed) + by, Ordering::Relaxed);
+    }
+
+    /// A counter's value.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.read.load(counter.word(), Ordering::Relaxed)
+    }
+
+    /// Says that the host is about to sleep. Look once more after this.
+    pub fn doze(&mut self) {
+        self.bell.doze(&self.read, read::HOST_NAP);
+    }
+
+    /// Says that the host is awake.
+    pub fn wake(&mut self) {
+        self.bell.wake(&self.read, read::HOST_NAP);
+    }
+
+    /// Whether the write file holds anything new.
+    pub fn has_frames(&self) -> bool {
+        let head = self.write.load(write::HEAD, Ordering::Acquire);
+        head != self.consumed && self.bad_head != Some(head)
+    }
+
+    /// Whether the guest sleeps and must be rung to see what was published.
+    pub fn must_ring(&mut self) -> bool {
+        self.bell.must_ring(&self.write, write::GUEST_NAP)
+    }
+}

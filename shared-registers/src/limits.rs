@@ -1,0 +1,43 @@
+//! Every bound of the register layer, by name. What may be set per cluster is in
+//! [`RegisterLimits`]; the constants are what the formats themselves can hold.
+
+/// Most servers of a cluster (`f = 15`): the read file's header has room for so many.
+pub const MAX_SERVERS: usize = 31;
+/// Most clients of a cluster.
+pub const MAX_CLIENTS: usize = 4096;
+/// Most orders of one PROPOSE: the drop notice has one bit for each.
+pub const MAX_ORDERS_PER_BATCH: usize = 1024;
+/// A batch takes no further order once its payloads are past so many bytes.
+pub const SOFT_BATCH_BYTES: usize = 1 << 20;
+/// The largest payload that a cluster can be configured for.
+pub const MAX_PAYLOAD_BYTES: usize = 16 << 20;
+/// Smallest ring of either file.
+pub const MIN_RING_BYTES: u64 = 1 << 16;
+/// Largest ring of either file.
+pub const MAX_RING_BYTES: u64 = 1 << 36;
+/// Frames that a host takes from its guest before it looks at its peers again.
+pub const MAX_FRAMES_PER_TURN: usize = 64;
+/// Bytes that wait in a link's send buffer before its sender holds back.
+pub const LINK_SEND_BYTES: usize = 1 << 20;
+/// Bytes that a link takes from its socket before others get their turn.
+pub const LINK_READ_BYTES: usize = 1 << 20;
+
+/// The bounds that `cluster.toml` sets and that hosts and guests must agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegisterLimits {
+    /// Largest payload of one order, in bytes.
+    pub max_payload_bytes: usize,
+    /// Bytes of each of the `n` rings of the read file: a power of two.
+    pub ring_bytes: u64,
+    /// Bytes of the write file's ring: a power of two.
+    pub write_ring_bytes: u64,
+}
+
+impl RegisterLimits {
+    /// The largest body that a frame or record can have, in bytes: a batch just below
+    /// [`SOFT_BATCH_BYTES`] that takes one more order of the largest size.
+    pub fn max_body_bytes(&self) -> usize {
+        let per_order = crate::order::ORDER_HEADER_BYTES + crate::crypto::MAC_BYTES;
+        4096 + SOFT_BATCH_BYTES + self.max_payload_bytes + MAX_ORDERS_PER_BATCH * per_order
+    }
+}

@@ -1,0 +1,285 @@
+//! Shared memory as atomic 64-bit words, and rings in it.
+//!
+//! Both sides of a file may change it at any moment, and one side may be hostile, so nothing here
+//! ever makes a byte slice into the memory: words are loaded once into private memory, checked
+//! there, and used from there. The algorithms above are written over [`Words`], which mapped files
+//! and plain vectors implement alike (and a model checker's atomics can).
+
+use std::fs::File;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use memmap2::{MmapOptions, MmapRaw};
+
+/// Memory that can be loaded word by word.
+pub trait Words {
+    /// How many words there are.
+    fn len(&self) -> usize;
+    /// Loads word `index`.
+    fn load(&self, index: usize, order: Ordering) -> u64;
+    /// A full fence.
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+    /// Whether there are no words.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Memory that can also be stored to.
+pub trait WordsMut: Words {
+    /// Stores word `index`.
+    fn store(&self, index: usize, value: u64, order: Ordering);
+}
+
+/// Words in this process's own memory.
+pub struct VecWords(Vec<AtomicU64>);
+
+impl VecWords {
+    /// `words` words of zero.
+    pub fn new(words: usize) -> VecWords {
+        VecWords((0..words).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Words for VecWords {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn load(&self, index: usize, order: Ordering) -> u64 {
+        self.0[index].load(order)
+    }
+}
+
+impl WordsMut for VecWords {
+    fn store(&self, index: usize, value: u64, order: Ordering) {
+        self.0[index].store(value, order);
+    }
+}
+
+impl<W: Words + ?Sized> Words for std::sync::Arc<W> {
+    fn len(&self) -> usize {
+        (**self).len()
+    }
+    fn load(&self, index: usize, order: Ordering) -> u64 {
+        (**self).load(index, order)
+    }
+}
+
+impl<W: WordsMut + ?Sized> WordsMut for std::sync::Arc<W> {
+    fn store(&self, index: usize, value: u64, order: Ordering) {
+        (**self).store(index, value, order);
+    }
+}
+
+/// A shared mapping of a file, as words. Kept private so that only [`MappedReadOnly`] and
+/// [`MappedReadWrite`] decide what may be done with it.
+struct Mapping {
+    words: NonNull<AtomicU64>,
+    len: usize,
+    _map: MmapRaw,
+}
+
+// SAFETY: the mapping is memory that any thread may reach; it is touched through atomics alone and
+// unmapped only when the owner is dropped.
+unsafe impl Send for Mapping {}
+// SAFETY: as above: `&Mapping` gives nothing but atomic loads and stores.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(map: MmapRaw) -> io::Result<Mapping> {
+        let words = NonNull::new(map.as_mut_ptr().cast::<AtomicU64>())
+            .filter(|p| p.is_aligned())
+            .ok_or_else(|| io::Error::other("the mapping is not aligned"))?;
+        Ok(Mapping { words, len: map.len() / 8, _map: map })
+    }
+
+    fn word(&self, index: usize) -> &AtomicU64 {
+        assert!(index < self.len, "a word past the end of the mapping");
+        // SAFETY: `words` is the aligned start of a live mapping of at least `len` words, `index`
+        // is below `len`, the mapping outlives `self`, and everybody reaches it as atomics: this
+        // process through this function, others through their own mappings.
+        unsafe { self.words.add(index).as_ref() }
+    }
+}
+
+/// A file mapped for reading. Its pages are protected against this process's stores.
+pub struct MappedReadOnly(Mapping);
+
+impl MappedReadOnly {
+    /// Maps all of `file`.
+    pub fn map(file: &File) -> io::Result<MappedReadOnly> {
+        Ok(MappedReadOnly(Mapping::new(MmapOptions::new().map_raw_read_only(file)?)?))
+    }
+}
+
+impl Words for MappedReadOnly {
+    fn len(&self) -> usize {
+        self.0.len
+    }
+    fn load(&self, index: usize, order: Ordering) -> u64 {
+        self.0.word(index).load(order)
+    }
+}
+
+/// A file mapped for reading and writing, shared with everyone else who maps it.
+pub struct MappedReadWrite(Mapping);
+
+impl MappedReadWrite {
+    /// Maps all of `file`.
+    pub fn map(file: &File) -> io::Result<MappedReadWrite> {
+        Ok(MappedReadWrite(Mapping::new(MmapOptions::new().map_raw(file)?)?))
+    }
+}
+
+impl Words for MappedReadWrite {
+    fn len(&self) -> usize {
+        self.0.len
+    }
+    fn load(&self, index: usize, order: Ordering) -> u64 {
+        self.0.word(index).load(order)
+    }
+}
+
+impl WordsMut for MappedReadWrite {
+    fn store(&self, index: usize, value: u64, order: Ordering) {
+        self.0.word(index).store(value, order);
+    }
+}
+
+/// Where a ring lies in a file. Places in it are byte counts from the beginning of time, always
+/// multiples of 8; the ring holds the last `bytes` of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ring {
+    /// The file's word at which the ring begins.
+    pub base: usize,
+    /// Its size: a power of two.
+    pub bytes: u64,
+}
+
+impl Ring {
+    fn word(&self, at: u64) -> usize {
+        self.base + ((at & (self.bytes - 1)) / 8) as usize
+    }
+
+    /// Stores `bytes`, zero-padded to whole words, at place `at`. Publishing them is a release
+    /// store of the caller's.
+    pub fn put<W: WordsMut>(&self, words: &W, at: u64, bytes: &[u8]) {
+        for (i, chunk) in bytes.chunks(8).enumerate() {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            words.store(self.word(at + 8 * i as u64), u64::from_le_bytes(word), Ordering::Relaxed);
+        }
+    }
+
+    /// Copies `len` bytes from place `at` to the end of `out`. What they are is for the caller to
+    /// check, on the copy.
+    pub fn get<W: Words>(&self, words: &W, at: u64, len: usize, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.reserve(len.next_multiple_of(8));
+        for i in 0..len.div_ceil(8) {
+            let word = words.load(self.word(at + 8 * i as u64), Ordering::Relaxed);
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+        out.truncate(start + len);
+    }
+
+    /// The one word at place `at`.
+    pub fn get_word<W: Words>(&self, words: &W, at: u64) -> u64 {
+        words.load(self.word(at), Ordering::Relaxed)
+    }
+}
+
+/// Rounds a length up to whole words.
+pub const fn padded(len: usize) -> u64 {
+    len.next_multiple_of(8) as u64
+}
+
+/// One side's view of the doorbell words: who sleeps, and whether it was rung already.
+///
+/// A side that wants to sleep makes its word odd, fences, looks once more, and only then blocks.
+/// The other side publishes its work, fences, and rings if the word is odd, once per nap. Both
+/// words may hold anything (the guest's is hostile): the worst is a needless or missing ring.
+#[derive(Default)]
+pub struct Doorbell {
+    naps: u64,
+    rung: Option<u64>,
+}
+
+impl Doorbell {
+    /// A side whose word is `word`, going on from the naps of its earlier incarnations, so that no
+    /// nap of its own looks like one that was rung before.
+    pub fn resume<W: Words>(words: &W, word: usize) -> Doorbell {
+        let naps = words.load(word, Ordering::Relaxed) & !1;
+        Doorbell { naps, rung: None }
+    }
+
+    /// Says in `word` that this side is about to sleep. Look for work once more after this.
+    pub fn doze<W: WordsMut>(&mut self, words: &W, word: usize) {
+        self.naps = self.naps.wrapping_add(2);
+        words.store(word, self.naps | 1, Ordering::Relaxed);
+        words.fence();
+    }
+
+    /// Says in `word` that this side is awake.
+    pub fn wake<W: WordsMut>(&mut self, words: &W, word: usize) {
+        words.store(word, self.naps, Ordering::Relaxed);
+    }
+
+    /// Whether the other side, whose word is `word`, sleeps and was not rung in this nap. Call it
+    /// after publishing; then ring.
+    pub fn must_ring<W: Words>(&mut self, words: &W, word: usize) -> bool {
+        words.fence();
+        let nap = words.load(word, Ordering::Relaxed);
+        if nap & 1 == 0 || self.rung == Some(nap) {
+            return false;
+        }
+        self.rung = Some(nap);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_ring_gives_back_what_was_put_across_the_wrap(
+            at in 0u64..1000, bytes in proptest::collection::vec(any::<u8>(), 1..64)
+        ) {
+            let words = VecWords::new(100);
+            let ring = Ring { base: 3, bytes: 64 };
+            ring.put(&words, at * 8, &bytes);
+            let mut out = vec![9];
+            ring.get(&words, at * 8, bytes.len(), &mut out);
+            prop_assert_eq!(&out[1..], &bytes[..]);
+        }
+    }
+
+    #[test]
+    fn a_read_only_mapping_sees_what_a_read_write_one_stores() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let (rw, ro) = (MappedReadWrite::map(&file).unwrap(), MappedReadOnly::map(&file).unwrap());
+        rw.store(5, 42, Ordering::Release);
+        assert_eq!(ro.load(5, Ordering::Acquire), 42);
+    }
+
+    #[test]
+    fn a_sleeper_is_rung_once_a_nap() {
+        let words = VecWords::new(1);
+        let (mut sleeper, mut ringer) = (Doorbell::default(), Doorbell::default());
+        assert!(!ringer.must_ring(&words, 0));
+        sleeper.doze(&words, 0);
+        assert!(ringer.must_ring(&words, 0));
+        assert!(!ringer.must_ring(&words, 0));
+        sleeper.wake(&words, 0);
+        assert!(!ringer.must_ring(&words, 0));
+        sleeper.doze(&words, 0);
+        assert!(ringer.must_ring(&words, 0));
+    }
+}
