@@ -1,0 +1,31 @@
+//! Every bound of the replica, by name. What a cluster can set is in [`crate::replica::Config`].
+
+/// Orders held of one client that it sent directly.
+pub const DIRECT_ORDERS: usize = 512;
+/// Bytes of their payloads; one order is held in any case.
+pub const DIRECT_BYTES: usize = 4 << 20;
+/// Orders held that one other server forwarded.
+pub const FORWARDED_ORDERS: usize = 1024;
+/// Bytes of their payloads; one order is held in any case.
+pub const FORWARDED_BYTES: usize = 8 << 20;
+/// How far ahead of its client's last delivered order an order may be to be held.
+pub const EARLY_ORDERS: u64 = 512;
+/// Orders of one client that one batch takes before the others get their turn.
+pub const ORDERS_PER_CLIENT_TURN: usize = 64;
+/// Batches proposed and not committed: more orders wait and make larger batches.
+pub const PIPELINE: u64 = 4;
+/// Every so many batches, one of distrusted copies goes first (if any waits).
+pub const DISTRUSTED_TURN: u64 = 4;
+/// Replies kept per client.
+pub const KEPT_REPLIES: usize = 256;
+/// Bytes of replies kept per client; the newest is kept in any case.
+pub const KEPT_REPLY_BYTES: usize = 1 << 20;
+/// A client sends an unanswered order again; one that has not done so for this long, in
+/// microseconds, has crashed or given up, and its order arms no suspicion any more.
+pub const ABANDONED_US: u64 = 60_000_000;
+/// `M`: deliveries within one term after which the change time-out halves.
+pub const HALVE_AFTER_DELIVERIES: u64 = 100;
+/// Own frames written and not yet read back.
+pub const OWN_FRAMES_IN_FLIGHT: usize = 64;
+/// After a drop that rewriting cannot mend, wait so long, in microseconds, before trying again.
+pub const DROP_BACKOFF_US: u64 = 10_000;

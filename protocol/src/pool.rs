@@ -1,0 +1,266 @@
+//! The orders that a replica holds until they are delivered (P1, P3), by who sent them: a client
+//! its own, or another server those that it forwards.
+//!
+//! Copies are limited per source, so no source can crowd out another. One identity may have several
+//! copies (a client can lie, a forwarder can alter); which of them is right only a host can say.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use shared_registers::ids::{ClientId, Micros, OrderId, ServerId};
+
+use crate::ledger::{Last, Verdict, judge};
+use crate::limits::{DIRECT_BYTES, DIRECT_ORDERS, FORWARDED_BYTES, FORWARDED_ORDERS};
+use crate::messages::OrderMessage;
+
+/// Who sent a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// Its client itself.
+    Client(ClientId),
+    /// This server.
+    Server(ServerId),
+}
+
+/// A copy of an order.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The order, with its MAC vector.
+    pub message: OrderMessage,
+    /// When it came.
+    pub arrived: Micros,
+    /// When it came last.
+    pub refreshed: Micros,
+}
+
+/// What became of an order that was offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offered {
+    /// It is held now.
+    Taken,
+    /// This source's copy of it is held already.
+    Known,
+    /// This source's limit is reached.
+    Full,
+}
+
+/// The copies of one source.
+#[derive(Default)]
+struct Copies {
+    orders: BTreeMap<OrderId, Held>,
+    bytes: usize,
+    /// How many of its copies the own host refused.
+    failures: u64,
+}
+
+impl Copies {
+    fn offer(&mut self, held: Held, max_orders: usize, max_bytes: usize) -> Offered {
+        let (id, bytes) = (held.message.id, held.message.payload.len());
+        if let Some(known) = self.orders.get_mut(&id) {
+            known.refreshed = held.arrived;
+            return Offered::Known;
+        }
+        let over = self.orders.len() >= max_orders || self.bytes + bytes > max_bytes;
+        if over && !self.orders.is_empty() {
+            return Offered::Full;
+        }
+        self.bytes += bytes;
+        self.orders.insert(id, held);
+        Offered::Taken
+    }
+
+    fn remove(&mut self, id: OrderId) -> Option<Held> {
+        let held = self.orders.remove(&id)?;
+        self.bytes -= held.message.payload.len();
+        Some(held)
+    }
+
+    /// The order of `client` that C2 would deliver next after `last`, if a copy is here.
+    fn next_of(&self, client: ClientId, last: Last) -> Option<&Held> {
+        let after = OrderId { client, session: last.0, count: last.1 };
+        let end = OrderId { client, session: u64::MAX, count: u64::MAX };
+        let later = self.orders.range((Bound::Excluded(after), Bound::Included(end)));
+        later.map(|(_, held)| held).find(|held| judge(last, held.message.id) == Verdict::Next)
+    }
+
+    /// Drops the copies of `client` up to `last`.
+    fn forget(&mut self, client: ClientId, last: Last) {
+        let start = OrderId { client, session: 0, count: 0 };
+        let end = OrderId { client, session: last.0, count: last.1 };
+        while let Some((id, _)) = self.orders.range(start..=end).next() {
+            let id = *id;
+            self.remove(id);
+        }
+    }
+}
+
+/// All held orders.
+pub struct Pool {
+    direct: Vec<Copies>,
+    forwarded: Vec<Copies>,
+    /// Clients with direct copies.
+    holding: std::collections::BTreeSet<ClientId>,
+}
+
+impl Pool {
+    /// A pool for so many clients and servers.
+    pub fn new(clients: u32, n: usize) -> Pool {
+        let copies = |_| Copies::default();
+        Pool {
+            direct: (0..clients as usize).map(copies).collect(),
+            forwarded: (0..n).map(copies).collect(),
+            holding: Default::default(),
+        }
+    }
+
+    fn copies(&mut self, source: Source) -> Option<&mut Copies> {
+        match source {
+            Source::Client(client) => self.direct.get_mut(client.index()),
+            Source::Server(server) => self.forwarded.get_mut(server.index()),
+        }
+    }
+
+    /// Offers a copy.
+    pub fn offer(&mut self, source: Source, message: OrderMessage, now: Micros) -> Offered {
+        let (max_orders, max_bytes) = match source {
+            Source::Client(_) => (DIRECT_ORDERS, DIRECT_BYTES),
+            Source::Server(_) => (FORWARDED_ORDERS, FORWARDED_BYTES),
+        };
+        let Some(copies) = self.copies(source) else { return Offered::Full };
+        let offered =
+            copies.offer(Held { message, arrived: now, refreshed: now }, max_orders, max_bytes);
+        if let (Source::Client(client), Offered::Taken) = (source, offered) {
+            self.holding.insert(client);
+        }
+        offered
+    }
+
+    /// A copy that is held.
+    pub fn get(&self, source: Source, id: OrderId) -> Option<&Held> {
+        let copies = match source {
+            Source::Client(client) => self.direct.get(client.index())?,
+            Source::Server(server) => self.forwarded.get(server.index())?,
+        };
+        copies.orders.get(&id)
+    }
+
+    /// Drops a copy that the own host refused, and remembers it against its source.
+    pub fn fail(&mut self, source: Source, id: OrderId) {
+        if let Some(copies) = self.copies(source) {
+            copies.remove(id);
+            copies.failures += 1;
+        }
+        self.tidy(id.client);
+    }
+
+    /// Drops a copy that its source has long not sent again.
+    pub fn expire(&mut self, source: Source, id: OrderId) {
+        if let Some(copies) = self.copies(source) {
+            copies.remove(id);
+        }
+        self.tidy(id.client);
+    }
+
+    /// Drops every copy of `client`'s orders up to `last`: they are delivered or void.
+    pub fn forget(&mut self, client: ClientId, last: Last) {
+        if let Some(copies) = self.direct.get_mut(client.index()) {
+            copies.forget(client, last);
+        }
+        for copies in &mut self.forwarded {
+            copies.forget(client, last);
+        }
+        self.tidy(client);
+    }
+
+    fn tidy(&mut self, client: ClientId) {
+        if self.direct.get(client.index()).is_none_or(|copies| copies.orders.is_empty()) {
+            self.holding.remove(&client);
+        }
+    }
+
+    /// The copy of `source` that C2 would deliver next for `client` after `last`.
+    pub fn next_of(&self, source: Source, client: ClientId, last: Last) -> Option<&Held> {
+        match source {
+            Source::Client(c) => self.direct.get(c.index())?.next_of(client, last),
+            Source::Server(s) => self.forwarded.get(s.index())?.next_of(client, last),
+        }
+    }
+
+    /// How many copies of a source the own host refused.
+    pub fn failures(&self, source: Source) -> u64 {
+        match source {
+            Source::Client(c) => self.direct.get(c.index()).map_or(0, |copies| copies.failures),
+            Source::Server(s) => self.forwarded.get(s.index()).map_or(0, |copies| copies.failures),
+        }
+    }
+
+    /// Clients of which direct copies are held.
+    pub fn holding(&self) -> impl Iterator<Item = ClientId> + '_ {
+        self.holding.iter().copied()
+    }
+
+    /// All direct copies, by client and in each client's order.
+    pub fn direct(&self) -> impl Iterator<Item = &Held> {
+        self.holding.iter().flat_map(|client| self.direct[client.index()].orders.values())
+    }
+
+    /// Clients of which `server` forwarded copies.
+    pub fn forwarded_clients(&self, server: ServerId) -> Vec<ClientId> {
+        let mut clients: Vec<_> =
+            self.forwarded[server.index()].orders.keys().map(|id| id.client).collect();
+        clients.dedup();
+        clients
+    }
+
+    /// Whether any forwarded copy is held.
+    pub fn has_forwarded(&self) -> bool {
+        self.forwarded.iter().any(|copies| !copies.orders.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: ClientId = ClientId(0);
+    const DIRECT: Source = Source::Client(CLIENT);
+
+    fn order(session: u64, count: u64, bytes: usize) -> OrderMessage {
+        let id = OrderId { client: CLIENT, session, count };
+        OrderMessage { id, payload: vec![0; bytes], macs: vec![] }
+    }
+
+    #[test]
+    fn a_source_is_limited_without_harm_to_others() {
+        let mut pool = Pool::new(1, 3);
+        for count in 1..=DIRECT_ORDERS as u64 {
+            assert_eq!(pool.offer(DIRECT, order(1, count, 0), Micros(0)), Offered::Taken);
+        }
+        assert_eq!(pool.offer(DIRECT, order(1, 1, 0), Micros(0)), Offered::Known);
+        assert_eq!(pool.offer(DIRECT, order(1, 9999, 0), Micros(0)), Offered::Full);
+        let server = Source::Server(ServerId(1));
+        assert_eq!(pool.offer(server, order(1, 9999, 0), Micros(0)), Offered::Taken);
+
+        let mut pool = Pool::new(1, 3);
+        assert_eq!(pool.offer(DIRECT, order(1, 1, DIRECT_BYTES + 1), Micros(0)), Offered::Taken);
+        assert_eq!(pool.offer(DIRECT, order(1, 2, 1), Micros(0)), Offered::Full);
+    }
+
+    #[test]
+    fn the_next_order_is_found_and_the_delivered_are_forgotten() {
+        let mut pool = Pool::new(1, 3);
+        for (session, count) in [(1, 2), (1, 1), (4, 2), (4, 1)] {
+            pool.offer(DIRECT, order(session, count, 0), Micros(0));
+        }
+        let next = |pool: &Pool, last| {
+            pool.next_of(DIRECT, CLIENT, last).map(|h| (h.message.id.session, h.message.id.count))
+        };
+        assert_eq!(next(&pool, (0, 0)), Some((1, 1)));
+        assert_eq!(next(&pool, (1, 1)), Some((1, 2)));
+        assert_eq!(next(&pool, (1, 2)), Some((4, 1)));
+        pool.forget(CLIENT, (4, 1));
+        assert_eq!((next(&pool, (4, 1)), pool.direct().count()), (Some((4, 2)), 1));
+        pool.fail(DIRECT, order(4, 2, 0).id);
+        assert_eq!((pool.holding().count(), pool.failures(DIRECT)), (0, 1));
+    }
+}

@@ -1,0 +1,387 @@
+//! Reading the streams (section 4): the rules V0 to V3, B1 and C1.
+//!
+//! Everything here is a pure function of the stream prefixes that were read. Two readers that have
+//! read the same conclude the same, and reading more never retracts anything: each record is judged
+//! once, when it is read, by what lies within its own causal past.
+
+mod term;
+mod writer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use shared_registers::crypto::{ClusterId, Digest};
+use shared_registers::ids::{Batch, Micros, OrderId, Position, Seq, ServerId, Term};
+use shared_registers::order;
+use shared_registers::record::{Accept, Body, Propose, Record, Stamp};
+
+pub use term::TermState;
+use term::{LiveBatch, Opening};
+use writer::{ChangeAt, Writer};
+
+/// An order of a batch that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadOrder {
+    /// Whose, and which of theirs.
+    pub id: OrderId,
+    /// Its digest: see [`order::digest`].
+    pub digest: Digest,
+    /// The message.
+    pub payload: Arc<[u8]>,
+}
+
+/// A committed batch, to be delivered.
+#[derive(Clone, Debug)]
+pub struct CommittedBatch {
+    /// Its number.
+    pub batch: Batch,
+    /// The chain value after it.
+    pub chain: Digest,
+    /// When the host of its proposer admitted it.
+    pub time: Micros,
+    /// Its orders.
+    pub orders: Arc<[ReadOrder]>,
+}
+
+/// Where a term begins (B1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The last batch that it takes over.
+    pub batch: Batch,
+    /// The term whose chain it continues; `None` before any vote.
+    pub parent: Option<Term>,
+    /// The chain value there.
+    pub chain: Digest,
+}
+
+/// What a record said, as far as a replica has to act on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// A live batch, or opening, of a term.
+    Proposed(Term),
+    /// A vote that counts.
+    Voted(Term),
+    /// A CHANGE.
+    Changed(Term),
+    /// Nothing that counts: reading rules ignore it.
+    Nothing,
+}
+
+/// The reader of all streams of a cluster.
+pub struct Reader {
+    n: usize,
+    f: usize,
+    window: u64,
+    cluster: ClusterId,
+    writers: Vec<Writer>,
+    terms: BTreeMap<Term, TermState>,
+    /// How many distinct writers have a CHANGE of exactly this term.
+    changed: BTreeMap<Term, usize>,
+    entered: Term,
+    /// Terms in which anything is committed.
+    committing: BTreeSet<Term>,
+    /// Terms that still hold the orders of undelivered batches.
+    holding: BTreeSet<Term>,
+    committed: (Term, Batch),
+    taken: (Batch, Digest),
+}
+
+impl Reader {
+    /// A reader that has read nothing. `window` is `W` (V2).
+    pub fn new(cluster: ClusterId, n: usize, window: u64) -> Reader {
+        // C_0 names the cluster: chains of two clusters never meet.
+        let start = Digest::of(&[&cluster.0]);
+        let base = Base { batch: Batch(0), parent: None, chain: start };
+        let first = TermState::open(Seq(0), base);
+        Reader {
+            n,
+            f: n / 2,
+            window,
+            cluster,
+            writers: (0..n).map(|_| Writer::default()).collect(),
+            terms: BTreeMap::from([(Term(0), first)]),
+            changed: BTreeMap::new(),
+            entered: Term(0),
+            committing: BTreeSet::new(),
+            holding: BTreeSet::new(),
+            committed: (Term(0), Batch(0)),
+            taken: (Batch(0), start),
+        }
+    }
+
+    /// Whether a record may be read now: it is its stream's next, and everything that its `seen`
+    /// names has been read (V0).
+    pub fn can_read(&self, stamp: &Stamp) -> bool {
+        let next = self.writers[stamp.writer.index()].read.next() == stamp.seq;
+        next && stamp.seen.iter().zip(&self.writers).all(|(seen, writer)| *seen <= writer.read.0)
+    }
+
+    /// Reads a record, for which [`Self::can_read`] must hold.
+    pub fn read(&mut self, record: &Record<'_>) -> Said {
+        let stamp = &record.stamp;
+        assert!(self.can_read(stamp), "V0: a record was read before its causal past");
+        self.writers[stamp.writer.index()].read = stamp.seq;
+        // Hosts admit only well-formed bodies (R1); what is not says nothing.
+        let Ok(body) = Body::decode(record.body, self.n) else { return Said::Nothing };
+        match body {
+            Body::Propose(propose) => self.read_propose(stamp, &propose),
+            Body::Accept(accept) => self.read_accept(stamp, &accept),
+            Body::Change(change) => self.read_change(stamp, change.term),
+        }
+    }
+
+    // V1: a CHANGE closes its writer's segments up to its term.
+    fn read_change(&mut self, stamp: &Stamp, term: Term) -> Said {
+        let writer = &mut self.writers[stamp.writer.index()];
+        if term < writer.segment {
+            return Said::Nothing; // R1 does not admit it.
+        }
+        let highest = writer.votes.last().map(|v| (v.term, v.upto));
+        writer.changes.insert(term, ChangeAt { seq: stamp.seq, highest });
+        writer.segment = term.next();
+        let writers = self.changed.entry(term).or_default();
+        *writers += 1;
+        if *writers == self.f + 1 {
+            self.entered = self.entered.max(term.next());
+        }
+        Said::Changed(term)
+    }
+
+    // V2: proposals of term t stand in segment t of its sequencer's stream.
+    fn read_propose(&mut self, stamp: &Stamp, propose: &Propose<'_>) -> Said {
+        let term = propose.term;
+        let in_segment = self.writers[stamp.writer.index()].segment == term;
+        if !in_segment || term.sequencer(self.n) != stamp.writer {
+            return Said::Nothing; // V1
+        }
+        let opened = self.terms.contains_key(&term);
+        if !opened {
+            let opening = self.opening(stamp, propose);
+            self.terms.insert(term, opening);
+        }
+        if self.terms[&term].is_dead() {
+            return Said::Nothing;
+        }
+        let empty_opening = !opened && propose.orders.is_empty();
+        if !empty_opening && !self.extend(stamp, propose) {
+            if opened {
+                self.terms.get_mut(&term).expect("inserted above").kill();
+            } else {
+                // An opening whose own batch breaks the rule opens nothing.
+                self.terms.insert(term, TermState::dead());
+            }
+            return Said::Nothing;
+        }
+        // A live PROPOSE is its writer's vote (V3).
+        let last = self.terms[&term].last();
+        self.count_vote(stamp, term, last);
+        Said::Proposed(term)
+    }
+
+    // V2: the first proposal of a later term must cite f + 1 CHANGEs of the term before.
+    fn opening(&self, stamp: &Stamp, propose: &Propose<'_>) -> TermState {
+        let valid = propose.evidence.len() == self.f + 1
+            && propose.evidence.iter().all(|cited| stamp.saw(*cited));
+        let base = valid.then(|| self.base_of(propose.term, &propose.evidence)).flatten();
+        match base {
+            Some(base) => TermState::open(stamp.seq, base),
+            None => TermState::dead(),
+        }
+    }
+
+    /// B1: the base that an opening of `term` with this evidence has; `None` if the evidence is not
+    /// CHANGEs of exactly the term before, by distinct writers.
+    pub fn base_of(&self, term: Term, evidence: &[Position]) -> Option<Base> {
+        let before = Term(term.0.checked_sub(1)?);
+        let mut writers = BTreeSet::new();
+        let mut highest: Option<(Term, Batch)> = None;
+        for cited in evidence {
+            let change = self.writers.get(cited.writer.index())?.changes.get(&before)?;
+            if change.seq != cited.seq || !writers.insert(cited.writer) {
+                return None;
+            }
+            highest = highest.max(change.highest); // by term, then by batch
+        }
+        Some(match highest {
+            None => Base { parent: None, ..self.terms[&Term(0)].base() },
+            Some((parent, batch)) => {
+                let chain = self.terms.get(&parent)?.chain_at(batch)?;
+                Base { batch, parent: Some(parent), chain }
+            }
+        })
+    }
+
+    /// `f + 1` CHANGEs of the term before `term`, if so many were read.
+    pub fn evidence_for(&self, term: Term) -> Option<Vec<Position>> {
+        let before = Term(term.0.checked_sub(1)?);
+        let cited = ServerId::all(self.n).filter_map(|writer| {
+            let change = self.writers[writer.index()].changes.get(&before)?;
+            Some(Position { writer, seq: change.seq })
+        });
+        let evidence: Vec<_> = cited.take(self.f + 1).collect();
+        (evidence.len() == self.f + 1).then_some(evidence)
+    }
+
+    // V2: batches are consecutive, never empty, never more than W past what is committed.
+    fn extend(&mut self, stamp: &Stamp, propose: &Propose<'_>) -> bool {
+        let limit = self.committed_within(&stamp.seen).0.saturating_add(self.window);
+        let term = &self.terms[&propose.term];
+        if propose.batch != term.last().next() || propose.batch.0 > limit {
+            return false;
+        }
+        let orders: Arc<[ReadOrder]> = propose.orders.iter().map(|o| self.read_order(o)).collect();
+        let mut digests = Vec::with_capacity(orders.len() * 32);
+        for order in orders.iter() {
+            digests.extend_from_slice(&order.digest.0);
+        }
+        // C_b = H(C_{b-1} || digest of batch b), over its orders without their MACs.
+        let chain = Digest::of(&[&term.chain().0, &Digest::of(&[&digests]).0]);
+        let live = LiveBatch { seq: stamp.seq, chain, time: stamp.time, orders: Some(orders) };
+        self.holding.insert(propose.term);
+        self.terms.get_mut(&propose.term).expect("looked up above").push(live);
+        true
+    }
+
+    fn read_order(&self, order: &order::OrderView<'_>) -> ReadOrder {
+        let digest = order::digest(&self.cluster, order.id, order.payload);
+        ReadOrder { id: order.id, digest, payload: order.payload.into() }
+    }
+
+    /// The last batch that is committed within the causal past `seen`.
+    ///
+    /// The base of a later term is never below what an earlier one committed (section 8), so the
+    /// newest term with `f + 1` votes in this past decides.
+    pub fn committed_within(&self, seen: &[u64]) -> Batch {
+        for term in self.committing.iter().rev() {
+            let votes = self.writers.iter().zip(seen).map(|(w, seen)| w.vote_within(*term, *seen));
+            if let Some(batch) = quorum(votes, self.f) {
+                return batch;
+            }
+        }
+        Batch(0)
+    }
+
+    // V3: whether an ACCEPT is a vote.
+    fn read_accept(&mut self, stamp: &Stamp, accept: &Accept) -> Said {
+        let (Some(vote), term) = (accept.vote, accept.term) else { return Said::Nothing };
+        let writer = &self.writers[stamp.writer.index()];
+        if writer.segment != term {
+            return Said::Nothing; // V1
+        }
+        let Some(state) = self.terms.get(&term) else { return Said::Nothing };
+        let seen = Seq(stamp.seen[term.sequencer(self.n).index()]);
+        let stands = match state.opening() {
+            Opening::At(opening) => {
+                opening <= seen && state.seq_of(vote.upto).is_some_and(|seq| seq <= seen)
+            }
+            Opening::None => false,
+        };
+        let chain = state.chain_at(vote.upto) == Some(vote.chain);
+        let rising = writer.vote_within(term, stamp.seq.0) <= Some(vote.upto);
+        if !(stands && chain && rising) {
+            return Said::Nothing;
+        }
+        self.count_vote(stamp, term, vote.upto);
+        Said::Voted(term)
+    }
+
+    // C1: f + 1 votes of one term commit its chain.
+    fn count_vote(&mut self, stamp: &Stamp, term: Term, upto: Batch) {
+        self.writers[stamp.writer.index()].vote(stamp.seq, term, upto);
+        let votes = self.writers.iter().map(|w| w.vote_within(term, u64::MAX));
+        let Some(batch) = quorum(votes, self.f) else { return };
+        self.committing.insert(term);
+        if batch > self.committed.1 {
+            self.committed = (term, batch);
+        }
+    }
+
+    /// The next committed batch that was not taken yet, in sequence.
+    pub fn take_committed(&mut self) -> Option<CommittedBatch> {
+        let batch = self.taken.0.next();
+        if batch > self.committed.1 {
+            return None;
+        }
+        let term = self.term_holding(self.committed.0, batch);
+        let live = self.terms[&term].get(batch).expect("a committed batch was read");
+        let orders = live.orders.clone().expect("orders stay until their batch is taken");
+        let taken = CommittedBatch { batch, chain: live.chain, time: live.time, orders };
+        self.taken = (batch, taken.chain);
+        let terms = &mut self.terms;
+        self.holding.retain(|term| {
+            terms.get_mut(term).is_some_and(|state| state.forget_orders_upto(batch))
+        });
+        Some(taken)
+    }
+
+    /// The term that holds batch `batch` of `term`'s chain: itself, or one that it continues.
+    fn term_holding(&self, mut term: Term, batch: Batch) -> Term {
+        while let Some(base) = self.terms.get(&term).map(TermState::base) {
+            match base.parent {
+                Some(parent) if batch <= base.batch => term = parent,
+                _ => break,
+            }
+        }
+        term
+    }
+
+    /// The orders of the batches of `term`'s chain that are not taken yet, in sequence.
+    pub fn untaken(&self, term: Term) -> impl Iterator<Item = &Arc<[ReadOrder]>> {
+        let last = self.terms.get(&term).map_or(Batch(0), TermState::last);
+        (self.taken.0.0 + 1..=last.0).filter_map(move |batch| {
+            let holder = self.term_holding(term, Batch(batch));
+            self.terms.get(&holder)?.get(Batch(batch))?.orders.as_ref()
+        })
+    }
+
+    /// Records read of a stream.
+    pub fn read_count(&self, writer: ServerId) -> Seq {
+        self.writers[writer.index()].read
+    }
+
+    /// The segment that a writer is in (V1).
+    pub fn segment(&self, writer: ServerId) -> Term {
+        self.writers[writer.index()].segment
+    }
+
+    /// A writer's highest vote of a term.
+    pub fn vote(&self, writer: ServerId, term: Term) -> Option<Batch> {
+        self.writers[writer.index()].vote_within(term, u64::MAX)
+    }
+
+    /// The newest term that `f + 1` CHANGEs of the one before let a replica enter (P4).
+    pub fn entered(&self) -> Term {
+        self.entered
+    }
+
+    /// What is known of a term; `None` before its opening.
+    pub fn term(&self, term: Term) -> Option<&TermState> {
+        self.terms.get(&term)
+    }
+
+    /// The last committed batch (C1).
+    pub fn committed(&self) -> Batch {
+        self.committed.1
+    }
+
+    /// The last batch that was taken for delivery, and the chain value after it.
+    pub fn taken(&self) -> (Batch, Digest) {
+        self.taken
+    }
+}
+
+/// The highest batch that `f + 1` of the votes reach.
+fn quorum(votes: impl Iterator<Item = Option<Batch>>, f: usize) -> Option<Batch> {
+    let mut reached = [Batch(0); shared_registers::limits::MAX_SERVERS];
+    let mut count = 0;
+    for batch in votes.flatten() {
+        reached[count] = batch;
+        count += 1;
+    }
+    let reached = &mut reached[..count];
+    reached.sort_unstable();
+    reached.len().checked_sub(f + 1).map(|i| reached[i])
+}
+
+#[cfg(test)]
+mod tests;

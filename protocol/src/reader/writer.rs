@@ -1,0 +1,49 @@
+//! What is known of one stream.
+
+use std::collections::BTreeMap;
+
+use shared_registers::ids::{Batch, Seq, Term};
+
+/// A vote, where it stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct VoteAt {
+    pub(super) seq: Seq,
+    pub(super) term: Term,
+    pub(super) upto: Batch,
+}
+
+/// A CHANGE, where it stands, and its writer's highest vote before it (B1).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ChangeAt {
+    pub(super) seq: Seq,
+    pub(super) highest: Option<(Term, Batch)>,
+}
+
+/// One stream, as far as it was read. Votes and changes grow with the stream; its ring bounds them.
+#[derive(Default)]
+pub(super) struct Writer {
+    pub(super) read: Seq,
+    /// The segment that the next record stands in (V1).
+    pub(super) segment: Term,
+    /// All votes; rising by position, by term, and within a term by batch.
+    pub(super) votes: Vec<VoteAt>,
+    pub(super) changes: BTreeMap<Term, ChangeAt>,
+}
+
+impl Writer {
+    pub(super) fn vote(&mut self, seq: Seq, term: Term, upto: Batch) {
+        self.votes.push(VoteAt { seq, term, upto });
+    }
+
+    /// The highest vote of `term` within the first `read` records.
+    pub(super) fn vote_within(&self, term: Term, read: u64) -> Option<Batch> {
+        let last = self.votes.last()?;
+        let within = if last.seq.0 <= read && last.term <= term {
+            Some(last)
+        } else {
+            let end = self.votes.partition_point(|v| v.seq.0 <= read && v.term <= term);
+            self.votes[..end].last()
+        };
+        within.filter(|vote| vote.term == term).map(|vote| vote.upto)
+    }
+}

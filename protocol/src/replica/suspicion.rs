@@ -1,0 +1,177 @@
+//! When a replica suspects its sequencer, itself included (P3), and how its patience grows (P4).
+
+use std::collections::VecDeque;
+
+use shared_registers::guest_side::{HostHint, LinkState};
+use shared_registers::ids::{Batch, ClientId, Micros, ServerId};
+use shared_registers::order;
+use shared_registers::record::Reason;
+
+use super::{Config, Replica};
+use crate::limits::{ABANDONED_US, HALVE_AFTER_DELIVERIES};
+use crate::pool::Source;
+
+/// Timers and what they measure.
+pub(super) struct Suspicion {
+    change: Micros,
+    change_cap: Micros,
+    host_down: Micros,
+    /// `T_change` now.
+    patience: Micros,
+    term_began: Micros,
+    new_term: bool,
+    deliveries_in_term: u64,
+    /// When each client's last order was delivered, so that another became its next.
+    delivered_at: Vec<Micros>,
+    /// Live batches of the term that are not committed, and when they were read.
+    uncommitted: VecDeque<(Batch, Micros)>,
+    /// No held order can be overdue before this.
+    check_orders_at: Micros,
+    /// Since when each host seems to be down.
+    down_since: Vec<Option<Micros>>,
+    started: Option<Micros>,
+}
+
+impl Suspicion {
+    pub(super) fn new(config: &Config) -> Suspicion {
+        Suspicion {
+            change: config.change,
+            change_cap: config.change_cap,
+            host_down: config.host_down,
+            patience: config.change,
+            term_began: Micros(0),
+            new_term: false,
+            deliveries_in_term: 0,
+            delivered_at: vec![Micros(0); config.clients as usize],
+            uncommitted: VecDeque::new(),
+            check_orders_at: Micros(0),
+            down_since: vec![None; config.n],
+            started: None,
+        }
+    }
+
+    // P4: T_change doubles per term up to a cap.
+    pub(super) fn on_term(&mut self, now: Micros) {
+        self.patience = Micros(self.patience.0.saturating_mul(2)).min(self.change_cap);
+        self.term_began = now;
+        self.new_term = true;
+        self.deliveries_in_term = 0;
+        self.uncommitted.clear();
+        self.check_orders_at = now;
+    }
+
+    /// Whether a term began since the last call.
+    pub(super) fn take_news_of_term(&mut self) -> bool {
+        std::mem::take(&mut self.new_term)
+    }
+
+    /// The replica is about to act. The first time is the end of its replay (P6): what was read
+    /// till then does not count as waiting since it was read.
+    pub(super) fn on_act(&mut self, now: Micros) {
+        if self.started.is_none() {
+            self.started = Some(now);
+            self.term_began = now;
+        }
+    }
+
+    // P4: T_change halves only after M deliveries within one term.
+    pub(super) fn on_delivery(&mut self, now: Micros, client: ClientId) {
+        self.deliveries_in_term += 1;
+        if self.deliveries_in_term.is_multiple_of(HALVE_AFTER_DELIVERIES) {
+            self.patience = Micros(self.patience.0 / 2).max(self.change);
+        }
+        if let Some(at) = self.delivered_at.get_mut(client.index()) {
+            *at = now;
+        }
+    }
+
+    pub(super) fn on_proposal(&mut self, now: Micros, last: Batch) {
+        self.uncommitted.push_back((last, now));
+    }
+
+    pub(super) fn on_committed(&mut self, committed: Batch) {
+        while self.uncommitted.front().is_some_and(|(batch, _)| *batch <= committed) {
+            self.uncommitted.pop_front();
+        }
+    }
+
+    // R8. A host that was never heard gets the time of a change to appear.
+    pub(super) fn on_hints(&mut self, now: Micros, hints: &[HostHint]) {
+        for (since, hint) in self.down_since.iter_mut().zip(hints) {
+            let down = match hint.state {
+                LinkState::Up if hint.silence < self.change => None,
+                LinkState::Up | LinkState::Lost => Some(now),
+                LinkState::Never => Some(now.plus(self.change)),
+            };
+            *since = down.map(|at| since.map_or(at, |since| since.min(at)));
+        }
+    }
+
+    fn host_deadline(&self, server: ServerId) -> Option<Micros> {
+        self.down_since[server.index()].map(|since| since.plus(self.host_down))
+    }
+
+    fn batch_deadline(&self) -> Option<Micros> {
+        let (_, read) = self.uncommitted.front()?;
+        Some((*read).max(self.term_began).plus(self.patience))
+    }
+
+    pub(super) fn next_deadline(&self, sequencer: ServerId, holding: bool) -> Option<Micros> {
+        let orders = holding.then_some(self.check_orders_at);
+        [orders, self.batch_deadline(), self.host_deadline(sequencer)].into_iter().flatten().min()
+    }
+}
+
+impl Replica {
+    // P3
+    pub(super) fn suspects(&mut self, now: Micros) -> Option<Reason> {
+        if self.reader.term(self.term).is_some_and(|state| state.is_dead()) {
+            return Some(Reason::Dead);
+        }
+        let sequencer = self.term.sequencer(self.config.n);
+        let due = |deadline: Option<Micros>| deadline.is_some_and(|at| now >= at);
+        if sequencer != self.config.me && due(self.suspicion.host_deadline(sequencer)) {
+            return Some(Reason::HostDown);
+        }
+        if due(self.suspicion.batch_deadline()) {
+            return Some(Reason::Batch);
+        }
+        self.overdue_order(now)
+    }
+
+    /// An order that its client sent directly and that C2 would deliver next, not delivered
+    /// `T_change` after it came, became its client's next, and the term began.
+    fn overdue_order(&mut self, now: Micros) -> Option<Reason> {
+        if now < self.suspicion.check_orders_at {
+            return None;
+        }
+        let patience = self.suspicion.patience;
+        let mut abandoned = Vec::new();
+        // Whatever arms after this look cannot be due before a whole patience from now.
+        let mut earliest = now.plus(patience);
+        for client in self.pool.holding() {
+            let last = self.ledger.last(client);
+            let Some(held) = self.pool.next_of(Source::Client(client), client, last) else {
+                continue;
+            };
+            if now.since(held.refreshed) > Micros(ABANDONED_US) {
+                abandoned.push(held.message.id);
+                continue;
+            }
+            let next_since = self.suspicion.delivered_at[client.index()];
+            let since = held.arrived.max(next_since).max(self.suspicion.term_began);
+            let deadline = since.plus(patience);
+            if now >= deadline {
+                let message = &held.message;
+                let digest = order::digest(&self.config.cluster, message.id, &message.payload);
+                return Some(Reason::Order(digest));
+            }
+            earliest = earliest.min(deadline);
+        }
+        for id in abandoned {
+            self.pool.expire(Source::Client(id.client), id);
+        }
+        self.suspicion.check_orders_at = earliest;
+        None
+    }
+}
