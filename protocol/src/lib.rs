@@ -13,6 +13,8 @@
 //! | [`pool`] | orders held until they are delivered | P1, P3 |
 //! | [`history`] | deliveries kept for listeners | P5 |
 //! | [`application`] | what is replicated | |
+//! | [`client_session`] | a client's ordering side | section 3, P1, P5 |
+//! | [`listener`] | a subscriber's side | section 3, P5 |
 //! | [`messages`] | the payload network's messages | section 3 |
 //! | [`limits`] | every bound of a replica, by name | |
 
@@ -23,6 +25,7 @@ pub mod client_session;
 pub mod history;
 pub mod ledger;
 pub mod limits;
+pub mod listener;
 pub mod messages;
 pub mod pool;
 pub mod reader;

@@ -250,10 +250,15 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
                 stream.waiting.push_back(record.stamp.seen);
             }
         }
-        if at != end || exposed > copied || exposed < first {
+        if at > end || exposed > copied || exposed < first {
             return Err(ReopenError::Damaged { writer, seq: copied });
         }
         stream.copied = copied;
+        // A count and its place are two stores: a kill between them leaves a place that is one
+        // record ahead (copied) or behind (exposed). The counts hold.
+        let exposed_at = stream.place(exposed + 1);
+        self.read.store(stream_word(writer, read::COPIED_AT), at, Ordering::Release);
+        self.read.store(stream_word(writer, read::EXPOSED_AT), exposed_at, Ordering::Release);
         Ok(())
     }
 

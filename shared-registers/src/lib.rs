@@ -20,8 +20,10 @@
 //! | [`layout`] | which word of which file means what |
 //! | [`host_side`], [`guest_side`] | the two files as a host, and as a guest, uses them |
 //! | [`channel`], [`link`] | authenticated frames over a byte stream; the same over a socket |
+//! | [`bell`] | the doorbell's socket |
 //! | [`cluster`] | `cluster.toml`, key files, and where they lie |
 
+pub mod bell;
 pub mod channel;
 pub mod cluster;
 pub mod codec;

@@ -1,0 +1,226 @@
+//! R1: what may enter a stream. One function, [`Admission::admit`], makes an admitted record out of
+//! a guest's frame, or says why not; nothing else in this crate makes records.
+//!
+//! A guest may be anything, so a frame may be anything. What is checked is only what the protocol's
+//! safety rests on: the frame's number (R3), its shape, each order's MAC, and the rule on CHANGE.
+//! Whether a record makes sense in the protocol is for its readers to judge.
+
+use std::collections::VecDeque;
+
+use shared_registers::crypto::{ClusterId, MacKey};
+use shared_registers::host_side::{Counter, DropReason, Frame};
+use shared_registers::ids::{Micros, Seq, ServerId, Term};
+use shared_registers::layout::Geometry;
+use shared_registers::order::{self, OrderView};
+use shared_registers::record::{Body, Record, Stamp};
+
+/// Bytes of a CHANGE's body: no larger body is decoded to see whether it is one.
+const CHANGE_BYTES: usize = 42;
+
+/// Per writer, the highest term of its CHANGEs that the guest may see.
+pub(crate) struct Changes {
+    n: usize,
+    exposed: Vec<Option<Term>>,
+    /// CHANGEs that are copied and not exposed. Each is a record of the ring, which bounds them.
+    waiting: Vec<VecDeque<(Seq, Term)>>,
+}
+
+impl Changes {
+    fn new(n: usize) -> Changes {
+        Changes { n, exposed: vec![None; n], waiting: vec![VecDeque::new(); n] }
+    }
+
+    /// A record was appended to its stream.
+    pub(crate) fn copied(&mut self, record: &Record<'_>) {
+        if record.body.len() != CHANGE_BYTES {
+            return;
+        }
+        if let Ok(Body::Change(change)) = Body::decode(record.body, self.n) {
+            let stamp = &record.stamp;
+            self.waiting[stamp.writer.index()].push_back((stamp.seq, change.term));
+        }
+    }
+
+    /// So many records of each stream are exposed now.
+    pub(crate) fn exposed(&mut self, count: impl Fn(ServerId) -> Seq) {
+        for writer in ServerId::all(self.n) {
+            let waiting = &mut self.waiting[writer.index()];
+            while let Some((seq, term)) = waiting.front().copied() {
+                if seq > count(writer) {
+                    break;
+                }
+                waiting.pop_front();
+                let highest = &mut self.exposed[writer.index()];
+                *highest = (*highest).max(Some(term));
+            }
+        }
+    }
+
+    /// R1: whether `writer` may write `CHANGE(term)`.
+    fn allow(&self, writer: ServerId, term: Term, quorum: usize) -> bool {
+        let last = self.exposed[writer.index()];
+        if last.is_some_and(|last| term <= last) {
+            return false;
+        }
+        let Some(before) = term.0.checked_sub(1) else { return true };
+        self.exposed.iter().filter(|t| t.is_some_and(|t| t.0 >= before)).count() >= quorum
+    }
+}
+
+/// What the host knows when it looks at a frame.
+pub(crate) struct Moment {
+    /// Drops that the guest was told of.
+    pub(crate) drops: u64,
+    /// Per stream, how many records are exposed (R4). All own records are.
+    pub(crate) seen: Box<[u64]>,
+    /// The host's clock.
+    pub(crate) time: Micros,
+    /// R6.
+    pub(crate) incarnation: u32,
+}
+
+/// Why a frame enters no stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It was admitted before.
+    Stale,
+    /// It follows a drop and does not acknowledge it.
+    Unacknowledged,
+    /// Its guest must be told.
+    Drop {
+        /// Why; of an order, the reason of the first that failed.
+        reason: DropReason,
+        /// Indices of all orders that failed.
+        orders: Vec<usize>,
+        /// How many of them failed by their MAC.
+        bad_macs: u64,
+    },
+}
+
+impl From<DropReason> for Refusal {
+    fn from(reason: DropReason) -> Refusal {
+        Refusal::Drop { reason, orders: Vec::new(), bad_macs: 0 }
+    }
+}
+
+/// The keys and facts that R1 needs.
+pub(crate) struct Admission {
+    me: ServerId,
+    n: usize,
+    cluster: ClusterId,
+    max_payload_bytes: usize,
+    /// Order keys, by client.
+    keys: Vec<MacKey>,
+    pub(crate) changes: Changes,
+}
+
+impl Admission {
+    pub(crate) fn new(geometry: &Geometry, keys: Vec<MacKey>) -> Admission {
+        Admission {
+            me: geometry.server,
+            n: geometry.n,
+            cluster: geometry.cluster,
+            max_payload_bytes: geometry.limits.max_payload_bytes,
+            keys,
+            changes: Changes::new(geometry.n),
+        }
+    }
+
+    /// R1: a frame that may enter the stream becomes a record, stamped with its writer (R2), its
+    /// place and what the guest could have seen (R4). Also says which counter counts it.
+    pub(crate) fn admit<'a>(
+        &self,
+        frame: &Frame<'a>,
+        moment: Moment,
+    ) -> Result<(Record<'a>, Counter), Refusal> {
+        // A pipelined successor of a dropped frame must not break the term.
+        if frame.drops < moment.drops {
+            return Err(Refusal::Unacknowledged);
+        }
+        // R3: each frame is admitted at most once, across restarts of host and guest.
+        let seq = Seq(moment.seen[self.me.index()]).next();
+        if frame.seq < seq {
+            return Err(Refusal::Stale);
+        }
+        if frame.seq > seq {
+            return Err(DropReason::Number.into());
+        }
+        let counter = match Body::decode(frame.body, self.n) {
+            Err(_) => return Err(DropReason::Malformed.into()),
+            Ok(Body::Propose(propose)) => {
+                self.check_orders(&propose.orders)?;
+                Counter::Proposes
+            }
+            Ok(Body::Accept(_)) => Counter::Accepts,
+            Ok(Body::Change(change)) => {
+                if !self.changes.allow(self.me, change.term, self.n / 2 + 1) {
+                    return Err(DropReason::Change.into());
+                }
+                Counter::Changes
+            }
+        };
+        let Moment { seen, time, incarnation, .. } = moment;
+        let stamp = Stamp { writer: self.me, seq, time, incarnation, seen };
+        Ok((Record { stamp, body: frame.body }, counter))
+    }
+
+    /// Every order is looked at, so that the guest learns of all that fail at once.
+    fn check_orders(&self, orders: &[OrderView<'_>]) -> Result<(), Refusal> {
+        let (mut failed, mut first, mut bad_macs) = (Vec::new(), None, 0);
+        for (i, order) in orders.iter().enumerate() {
+            if let Err(reason) = self.check_order(order) {
+                failed.push(i);
+                first = first.or(Some(reason));
+                bad_macs += u64::from(reason == DropReason::OrderMac);
+            }
+        }
+        match first {
+            None => Ok(()),
+            Some(reason) => Err(Refusal::Drop { reason, orders: failed, bad_macs }),
+        }
+    }
+
+    fn check_order(&self, order: &OrderView<'_>) -> Result<(), DropReason> {
+        let key = self.keys.get(order.id.client.index()).ok_or(DropReason::UnknownClient)?;
+        if order.payload.len() > self.max_payload_bytes {
+            return Err(DropReason::TooLarge);
+        }
+        let digest = order::digest(&self.cluster, order.id, order.payload);
+        if order::verify(key, &digest, order.mac) { Ok(()) } else { Err(DropReason::OrderMac) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared_registers::record::{Change, Reason};
+
+    fn change(writer: u16, seq: u64, term: u64, into: &mut Changes) {
+        let mut body = Vec::new();
+        Body::Change(Change { term: Term(term), reason: Reason::Batch }).encode(&mut body);
+        assert_eq!(body.len(), CHANGE_BYTES);
+        let (writer, seen) = (ServerId(writer), Box::from([0; 3]));
+        let stamp = Stamp { writer, seq: Seq(seq), time: Micros(0), incarnation: 0, seen };
+        into.copied(&Record { stamp, body: &body });
+    }
+
+    #[test]
+    fn only_exposed_changes_of_distinct_writers_allow_a_change() {
+        let mut changes = Changes::new(3);
+        let me = ServerId(0);
+        let allows = |changes: &Changes, term| changes.allow(me, Term(term), 2);
+        assert!(allows(&changes, 0) && !allows(&changes, 1));
+        // Two terms by one writer are one writer; and one that is copied only is none.
+        change(1, 1, 0, &mut changes);
+        change(1, 2, 1, &mut changes);
+        change(2, 1, 0, &mut changes);
+        changes.exposed(|writer| Seq(if writer == ServerId(1) { 2 } else { 0 }));
+        assert!(!allows(&changes, 1));
+        changes.exposed(|_| Seq(2));
+        assert!(allows(&changes, 1) && !allows(&changes, 2) && !allows(&changes, u64::MAX));
+        // A CHANGE of a later term speaks for the earlier ones; an own one closes all below it.
+        change(0, 1, 1, &mut changes);
+        changes.exposed(|_| Seq(2));
+        assert!(!allows(&changes, 0) && !allows(&changes, 1) && allows(&changes, 2));
+    }
+}

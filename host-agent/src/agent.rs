@@ -1,0 +1,432 @@
+//! The process around a [`Host`]: one thread that waits for its guest's bell, its peers' links and
+//! its signals, and never for anything else.
+//!
+//! The order of a turn is the order of what others wait for: the guest's frames go out to the
+//! peers first, then what came from peers is taken in, and only then is the guest rung.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use shared_registers::bell;
+use shared_registers::cluster::{Cluster, ConfigError, HostKeys, Paths, load_keys};
+use shared_registers::crypto::MacKey;
+use shared_registers::host_side::{ReopenError, StreamFull};
+use shared_registers::ids::{Micros, Seq, ServerId};
+
+use crate::files;
+use crate::host::{Host, HostConfig, Input, Now, PeerFault};
+use crate::limits::{BELL_BYTES, EVENTS_PER_TURN, LINK_DEAD_HEARTBEATS, LINK_DEAD_MS};
+use crate::net::{FIRST_TOKEN, Log, MappedHost, Net, NetConfig};
+
+/// Which host agent to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The cluster's folder.
+    pub dir: PathBuf,
+    /// The server.
+    pub id: u16,
+}
+
+/// Why a host agent does not run. Each is one sentence: what, where, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// `cluster.toml` or the key file is missing or wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The key file belongs to another cluster or server.
+    #[error(
+        "the key file {} does not fit cluster.toml: {why}; make both with `difato cluster init`",
+        path.display()
+    )]
+    Keys {
+        /// The key file.
+        path: PathBuf,
+        /// What is missing.
+        why: String,
+    },
+    /// Another agent has the registers.
+    #[error(
+        "another host agent of server {id} is running on {}; stop it first",
+        folder.display()
+    )]
+    Running {
+        /// Whose.
+        id: ServerId,
+        /// Where the registers are.
+        folder: PathBuf,
+    },
+    /// A file or folder cannot be used.
+    #[error("cannot use {}: {error}; mend that and start again", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// A register file is not what it should be.
+    #[error(
+        "the register file of {} {why}; recovery from the other hosts is not built yet, so either \
+         put back the cluster.toml that it was made with or make a new cluster",
+        path.display()
+    )]
+    Registers {
+        /// The read file; its write file lies next to it.
+        path: PathBuf,
+        /// What is wrong.
+        why: ReopenError,
+    },
+    /// The machine restarted since the read file was written, without a clean stop (R6).
+    #[error(
+        "the machine restarted while {} was in use, so its last records may be lost; recovery from \
+         the other hosts is not built yet: make a new cluster",
+        path.display()
+    )]
+    Unclean {
+        /// The read file.
+        path: PathBuf,
+    },
+    /// There is no read file, and frames in the write file: there was one.
+    #[error(
+        "{} is missing and the write file next to it was in use, so records were lost; recovery \
+         from the other hosts is not built yet: put it back or make a new cluster",
+        path.display()
+    )]
+    Lost {
+        /// The read file.
+        path: PathBuf,
+    },
+    /// The trusted address cannot be bound.
+    #[error(
+        "host agent {id} cannot listen on {address} (server {id}'s trusted address in {}): \
+         {error}; choose another there",
+        path.display()
+    )]
+    Listen {
+        /// Whose.
+        id: ServerId,
+        /// The address.
+        address: SocketAddr,
+        /// `cluster.toml`.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// A peer has more of the own stream than there is here: the own file was lost or replaced.
+    #[error(
+        "host {peer} holds {theirs} records of server {id}, and only {ours} are in {}: records are \
+         lost, and recovery from the other hosts is not built yet; make a new cluster",
+        path.display()
+    )]
+    Rollback {
+        /// Who has more.
+        peer: ServerId,
+        /// Whose stream.
+        id: ServerId,
+        /// What the peer has.
+        theirs: Seq,
+        /// What is here.
+        ours: Seq,
+        /// The read file.
+        path: PathBuf,
+    },
+    /// The system refuses what a process needs.
+    #[error("host agent cannot go on: {what}: {error}")]
+    System {
+        /// What was asked of it.
+        what: &'static str,
+        /// What it said.
+        error: io::Error,
+    },
+}
+
+impl AgentError {
+    pub(crate) fn file(path: &Path) -> impl FnOnce(io::Error) -> AgentError + use<> {
+        let path = path.to_owned();
+        |error| AgentError::File { path, error }
+    }
+
+    pub(crate) fn registers(path: &Path, why: ReopenError) -> AgentError {
+        AgentError::Registers { path: path.to_owned(), why }
+    }
+}
+
+fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> AgentError {
+    move |error| AgentError::System { what, error: error.into() }
+}
+
+/// Runs the host agent of one server until SIGTERM or SIGINT. Both are blocked in the calling
+/// thread: call this from a process's only thread, or before others are made.
+///
+/// # Errors
+///
+/// Every error is a sentence for whoever started it; a process exits with code 2 on it.
+pub fn run(options: &Options, log: &mut dyn FnMut(&str)) -> Result<(), AgentError> {
+    let paths = Paths::new(&options.dir);
+    let cluster = Cluster::load(&paths)?;
+    let (me, addresses) = cluster.server(options.id)?;
+    let (order_keys, links) = keys(&paths.host_keys(me), &cluster, me)?;
+    let signals = signals()?;
+
+    let lock = files::lock(&paths, me)?;
+    let net = listen(&paths, &cluster, me, links)?;
+    files::make_folder(&paths.run())?;
+    let bell = Bell::listen(&paths.bell(me), &net.epoll)?;
+    let event = EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS);
+    net.epoll.add(&signals, event).map_err(system("epoll"))?;
+    let (registers, read_file) = files::open(&paths, cluster.geometry(me))?;
+
+    let (start, exchange) = (Instant::now(), Micros::from_ms(cluster.timing.exchange_ms));
+    let host = Host::new(HostConfig { order_keys, exchange }, registers, now(start));
+    log(&format!(
+        "host agent {me} started: listens on {}, holds {} records of its own stream",
+        addresses.trusted,
+        host.registers().copied(me),
+    ));
+    let mut agent =
+        Agent { me, paths, host, net, bell, signals, start, exchange, tick_at: Micros(0) };
+    agent.serve(log)?;
+    agent.close(&read_file)?;
+    drop(lock);
+    log(&format!("host agent {me} stopped"));
+    Ok(())
+}
+
+type Links = Vec<Option<MacKey>>;
+
+/// This host's order keys by client, and its link keys by server.
+fn keys(path: &Path, cluster: &Cluster, me: ServerId) -> Result<(Vec<MacKey>, Links), AgentError> {
+    let keys: HostKeys = load_keys(path)?;
+    let misfit = |why| AgentError::Keys { path: path.to_owned(), why };
+    if keys.orders.len() != cluster.clients as usize {
+        let count = keys.orders.len();
+        return Err(misfit(format!("{count} order keys for {} clients", cluster.clients)));
+    }
+    let mut links = vec![None; cluster.n()];
+    for link in &keys.links {
+        match links.get_mut(usize::from(link.server)) {
+            Some(entry) => *entry = Some(link.key.mac_key()),
+            None => return Err(misfit(format!("a link key with unknown server {}", link.server))),
+        }
+    }
+    links[me.index()] = None;
+    let missing = ServerId::all(cluster.n()).find(|id| *id != me && links[id.index()].is_none());
+    if let Some(id) = missing {
+        return Err(misfit(format!("no link key with server {id}")));
+    }
+    Ok((keys.orders.iter().map(|key| key.mac_key()).collect(), links))
+}
+
+fn listen(paths: &Paths, cluster: &Cluster, me: ServerId, links: Links) -> Result<Net, AgentError> {
+    let address = cluster.servers[me.index()].trusted;
+    let dead = (cluster.timing.exchange_ms * LINK_DEAD_HEARTBEATS).max(LINK_DEAD_MS);
+    let config = NetConfig {
+        me,
+        cluster: cluster.id(),
+        // A RECORD frame is a byte and a record; LENGTHS are shorter than that.
+        max_frame: 1 + cluster.geometry(me).max_record_bytes(),
+        dead: Micros::from_ms(dead),
+        hosts: cluster.servers.iter().map(|server| server.trusted).zip(links).collect(),
+    };
+    let path = paths.cluster_toml();
+    Net::listen(config, LISTENER).map_err(|error| AgentError::Listen {
+        id: me,
+        address,
+        path,
+        error,
+    })
+}
+
+fn signals() -> Result<SignalFd, AgentError> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGTERM);
+    mask.add(Signal::SIGINT);
+    mask.thread_block().map_err(system("blocking signals"))?;
+    let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+    SignalFd::with_flags(&mask, flags).map_err(system("signalfd"))
+}
+
+fn now(start: Instant) -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let micros = |time: std::time::Duration| Micros(time.as_micros() as u64);
+    Now { wall: micros(wall), mono: micros(start.elapsed()) }
+}
+
+const LISTENER: u64 = 0;
+const SIGNALS: u64 = 1;
+const BELL_LISTENER: u64 = 2;
+const BELL: u64 = 3;
+const _: () = assert!(BELL < FIRST_TOKEN);
+
+/// The doorbell: one guest at a time, the newest.
+struct Bell {
+    listener: UnixListener,
+    guest: Option<UnixStream>,
+}
+
+impl Bell {
+    fn listen(path: &Path, epoll: &Epoll) -> Result<Bell, AgentError> {
+        let listener = bell::listen(path).map_err(AgentError::file(path))?;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL_LISTENER);
+        epoll.add(&listener, event).map_err(system("epoll"))?;
+        Ok(Bell { listener, guest: None })
+    }
+
+    /// Takes a guest in, in place of the one before, and rings it: it may have slept for long.
+    fn accept(&mut self, epoll: &Epoll) {
+        let Ok((guest, _)) = self.listener.accept() else { return };
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL);
+        if guest.set_nonblocking(true).is_ok() && epoll.add(&guest, event).is_ok() {
+            self.guest = Some(guest);
+            self.ring();
+        }
+    }
+
+    fn ring(&mut self) {
+        let rung = self.guest.as_mut().map(|guest| guest.write(&[1]));
+        // A full socket is a bell that rings already.
+        if rung.is_some_and(|rung| rung.is_err_and(|error| error.kind() != ErrorKind::WouldBlock)) {
+            self.guest = None;
+        }
+    }
+
+    /// Discards the rings that came: they mean "look", and the loop looks anyway.
+    fn drain(&mut self) {
+        let heard = self.guest.as_mut().map(|guest| guest.read(&mut [0; BELL_BYTES]));
+        match heard {
+            Some(Ok(0)) => self.guest = None,
+            Some(Err(error)) if error.kind() != ErrorKind::WouldBlock => self.guest = None,
+            _ => {}
+        }
+    }
+}
+
+struct Agent {
+    me: ServerId,
+    paths: Paths,
+    host: MappedHost,
+    net: Net,
+    bell: Bell,
+    signals: SignalFd,
+    start: Instant,
+    exchange: Micros,
+    tick_at: Micros,
+}
+
+impl Agent {
+    /// Turns until a signal comes.
+    fn serve(&mut self, log: &mut Log<'_>) -> Result<(), AgentError> {
+        let mut events = [EpollEvent::empty(); EVENTS_PER_TURN];
+        let mut more = true;
+        loop {
+            let count = self.sleep(&mut events, more)?;
+            let now = now(self.start);
+            self.guest(now, log);
+            more = self.net.pump(now, &mut self.host, log);
+            for event in &events[..count] {
+                match event.data() {
+                    SIGNALS => {
+                        if let Ok(Some(_)) = self.signals.read_signal() {
+                            return Ok(());
+                        }
+                    }
+                    LISTENER => self.net.accept(now.mono),
+                    BELL_LISTENER => self.bell.accept(&self.net.epoll),
+                    BELL => self.bell.drain(),
+                    token => self.peer(token, now, log)?,
+                }
+            }
+            if now.mono >= self.tick_at {
+                self.tick_at = now.mono.plus(self.exchange);
+                self.host.step(now, Input::Tick).expect("only a frame can be at fault");
+            }
+            self.net.expire(now, &mut self.host, log);
+            self.net.dial(now.mono);
+            more |= self.net.pump(now, &mut self.host, log);
+            if self.host.must_ring() {
+                self.bell.ring();
+            }
+        }
+    }
+
+    /// Waits for events, unless there is work; returns how many there are.
+    fn sleep(&mut self, events: &mut [EpollEvent], more: bool) -> Result<usize, AgentError> {
+        if !more {
+            // The guest rings only those who say that they sleep: so look once more after that.
+            self.host.registers_mut().doze();
+        }
+        let next = self.tick_at.min(self.net.next_deadline());
+        let wait = next.since(now(self.start).mono).0.div_ceil(1000);
+        let wait = i32::try_from(wait).unwrap_or(i32::MAX);
+        let wait = if more || self.host.has_frames() { 0 } else { wait };
+        let timeout = EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::ZERO);
+        let count = match self.net.epoll.wait(events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(error) => return Err(system("epoll")(error)),
+        };
+        self.host.registers_mut().wake();
+        Ok(count)
+    }
+
+    fn guest(&mut self, now: Now, log: &mut Log<'_>) {
+        if !self.host.has_frames() {
+            return;
+        }
+        let turn = self.host.step(now, Input::Guest).expect("only a frame can be at fault");
+        if let Some(full) = turn.full {
+            self.log_full(full, log);
+        }
+    }
+
+    fn peer(&mut self, token: u64, now: Now, log: &mut Log<'_>) -> Result<(), AgentError> {
+        match self.net.read(token, now, &mut self.host, log) {
+            Ok(turn) => {
+                if let Some(full) = turn.full {
+                    self.log_full(full, log);
+                }
+                Ok(())
+            }
+            Err((peer, PeerFault::Rollback { theirs, ours })) => {
+                let path = self.paths.read_file(self.me);
+                Err(AgentError::Rollback { peer, id: self.me, theirs, ours, path })
+            }
+            Err((_, PeerFault::Malformed(_))) => Ok(()),
+        }
+    }
+
+    /// R7, loudly: nothing else tells an operator why a server has come to a stand.
+    fn log_full(&self, full: StreamFull, log: &mut Log<'_>) {
+        let StreamFull(writer) = full;
+        let what = if writer == self.me {
+            format!("its guest's frames wait from record {} on", self.next(writer))
+        } else {
+            format!("it takes nothing of server {writer} from record {} on", self.next(writer))
+        };
+        log(&format!(
+            "ERROR: host agent {}: {full}, and {what}; nothing is reclaimed yet, so make a new \
+             cluster with a larger ring_bytes in {}",
+            self.me,
+            self.paths.cluster_toml().display(),
+        ));
+    }
+
+    fn next(&self, writer: ServerId) -> Seq {
+        self.host.registers().copied(writer).next()
+    }
+
+    /// A clean stop. The doorbell's socket goes, so that nobody waits at it.
+    fn close(&mut self, read_file: &File) -> Result<(), AgentError> {
+        // It may be gone already; the next start removes it anyway.
+        let _ = std::fs::remove_file(self.paths.bell(self.me));
+        let path = self.paths.read_file(self.me);
+        files::close(self.host.registers(), read_file).map_err(AgentError::file(&path))
+    }
+}

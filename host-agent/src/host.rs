@@ -1,0 +1,320 @@
+//! The host of a server, without I/O and without a clock: it admits its guest's frames, stamps
+//! them, exposes records to its guest, and spreads them to its peers.
+//!
+//! Whoever drives it (the agent's event loop, or a simulator) tells it what happened through
+//! [`Host::step`], and asks through [`Host::next_frame`] what goes to each peer, one frame at a
+//! time and only while there is room for it: there is no queue of records anywhere but the
+//! registers themselves.
+
+use shared_registers::codec::Malformed;
+use shared_registers::crypto::MacKey;
+use shared_registers::host_side::{Counter, DropReason, Frame, HostRegisters, StreamFull, Taken};
+use shared_registers::ids::{Micros, Seq, ServerId};
+use shared_registers::layout::read;
+use shared_registers::limits::MAX_FRAMES_PER_TURN;
+use shared_registers::record::Record;
+use shared_registers::words::{Words, WordsMut};
+
+use crate::admission::{Admission, Moment, Refusal};
+use crate::limits::MAX_BYTES_PER_TURN;
+use crate::peers::{Lengths, Owed, PeerFrame, Peers, RECORD};
+
+/// The two clocks of one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// Microseconds since 1970, to stamp records. It may jump.
+    pub wall: Micros,
+    /// Microseconds since any fixed start, never going back, for silences and exchanges.
+    pub mono: Micros,
+}
+
+/// What a host is told besides its registers.
+pub struct HostConfig {
+    /// Order keys of this host, by client.
+    pub order_keys: Vec<MacKey>,
+    /// How often [`Input::Tick`] comes: the period of the exchange of lengths.
+    pub exchange: Micros,
+}
+
+/// Something that happened.
+pub enum Input<'a> {
+    /// The guest may have written frames.
+    Guest,
+    /// The link to a peer is up; an earlier one, if any, is over.
+    PeerUp(ServerId),
+    /// It is down.
+    PeerDown(ServerId),
+    /// A frame came from a peer, authenticated by its link.
+    PeerFrame(ServerId, &'a [u8]),
+    /// The exchange's period is over.
+    Tick,
+}
+
+/// What a step asks of its caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// The guest's frames were not all looked at: step with [`Input::Guest`] again.
+    pub more: bool,
+    /// A stream's ring has become full. Told once; whoever operates this must know.
+    pub full: Option<StreamFull>,
+}
+
+/// What is wrong with a peer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerFault {
+    /// It sent what no host sends: close the link.
+    #[error("sent a frame that no host sends")]
+    Malformed(#[from] Malformed),
+    /// This host has lost records of its own stream. To go on would fork its history (R3): stop.
+    #[error("holds {theirs} records of this server's stream, and {ours} are here")]
+    Rollback {
+        /// What the peer has.
+        theirs: Seq,
+        /// What is here.
+        ours: Seq,
+    },
+}
+
+/// A host.
+pub struct Host<R: WordsMut, W: Words> {
+    me: ServerId,
+    n: usize,
+    registers: HostRegisters<R, W>,
+    admission: Admission,
+    peers: Peers,
+    /// The guest's frame, copied out.
+    body: Vec<u8>,
+    /// A record, encoded.
+    bytes: Vec<u8>,
+    /// Per stream: its ring was found full, and the caller was told.
+    full: Vec<bool>,
+    /// Something was published that a sleeping guest would act on.
+    news: bool,
+}
+
+impl<R: WordsMut, W: Words> Host<R, W> {
+    /// A host that starts, or goes on, with what the registers hold.
+    pub fn new(config: HostConfig, registers: HostRegisters<R, W>, now: Now) -> Self {
+        let (me, n) = (registers.geometry().server, registers.geometry().n);
+        let mut this = Host {
+            me,
+            n,
+            admission: Admission::new(registers.geometry(), config.order_keys),
+            peers: Peers::new(me, n, config.exchange, now.mono),
+            registers,
+            body: Vec::new(),
+            bytes: Vec::new(),
+            full: vec![false; n],
+            news: true,
+        };
+        for writer in ServerId::all(n) {
+            for seq in 1..=this.registers.copied(writer).0 {
+                this.bytes.clear();
+                assert!(this.registers.record(writer, Seq(seq), &mut this.bytes));
+                let record = Record::decode(&this.bytes, n).expect("checked when reopened");
+                this.admission.changes.copied(&record);
+            }
+        }
+        this.registers.set_stream_full(false);
+        this.expose();
+        this.publish_hints(now);
+        this
+    }
+
+    /// Takes in what happened. Only [`Input::PeerFrame`] can fail.
+    pub fn step(&mut self, now: Now, input: Input<'_>) -> Result<Turn, PeerFault> {
+        match input {
+            Input::Guest => return Ok(self.guest(now)),
+            Input::PeerUp(peer) => {
+                self.peers.up(peer, now.mono);
+                self.registers.count(Counter::LinkUps, 1);
+                self.news = true;
+            }
+            Input::PeerDown(peer) => {
+                self.peers.down(peer);
+                self.news = true;
+            }
+            Input::PeerFrame(peer, bytes) => return self.peer_frame(now, peer, bytes),
+            Input::Tick => self.peers.announce(),
+        }
+        self.publish_hints(now);
+        Ok(Turn::default())
+    }
+
+    /// The next frame for `peer` replaces what is in `out`; false if there is none now. The frame
+    /// counts as sent: drop the link rather than the frame.
+    pub fn next_frame(&mut self, peer: ServerId, out: &mut Vec<u8>) -> bool {
+        out.clear();
+        match self.peers.owed(peer, |writer| self.registers.copied(writer)) {
+            None => return false,
+            Some(Owed::Lengths) => self.peers.encode_lengths(&self.copied_all(), out),
+            Some(Owed::Record(writer, seq)) => {
+                out.push(RECORD);
+                assert!(self.registers.record(writer, seq, out), "nothing is reclaimed yet");
+                self.registers.count(Counter::RecordFramesSent, 1);
+            }
+        }
+        true
+    }
+
+    /// Whether the guest sleeps and must be rung, because something was published for it.
+    pub fn must_ring(&mut self) -> bool {
+        std::mem::take(&mut self.news) && self.registers.must_ring()
+    }
+
+    /// Whether the guest has written frames that this host could take.
+    pub fn has_frames(&self) -> bool {
+        !self.full[self.me.index()] && self.registers.has_frames()
+    }
+
+    /// The registers, to look at.
+    pub fn registers(&self) -> &HostRegisters<R, W> {
+        &self.registers
+    }
+
+    /// The registers, for their doorbell and header words.
+    pub fn registers_mut(&mut self) -> &mut HostRegisters<R, W> {
+        &mut self.registers
+    }
+
+    fn guest(&mut self, now: Now) -> Turn {
+        if self.full[self.me.index()] {
+            // R7: nothing reclaims yet, so a frame that found no room finds none later.
+            return Turn::default();
+        }
+        let mut bytes = 0;
+        for _ in 0..MAX_FRAMES_PER_TURN {
+            if bytes > MAX_BYTES_PER_TURN {
+                break;
+            }
+            let (seq, drops) = match self.registers.take() {
+                Taken::Nothing => return Turn::default(),
+                Taken::Garbage => {
+                    let next = self.registers.copied(self.me).next();
+                    self.registers.notify_drop(next, DropReason::Framing, &[]);
+                    self.news = true;
+                    continue;
+                }
+                Taken::Frame(frame) => {
+                    self.body.clear();
+                    self.body.extend_from_slice(frame.body);
+                    (frame.seq, frame.drops)
+                }
+            };
+            bytes += self.body.len();
+            if let Err(full) = self.frame(now, seq, drops) {
+                // R7: this guest waits, its frame stays where it is, and nobody else notices.
+                self.registers.set_stream_full(true);
+                return Turn { more: false, full: self.note_full(full) };
+            }
+            self.registers.consume();
+            self.news = true;
+        }
+        Turn { more: self.registers.has_frames(), full: None }
+    }
+
+    /// R1: admits the frame whose body was copied out, or drops it.
+    fn frame(&mut self, now: Now, seq: Seq, drops: u64) -> Result<(), StreamFull> {
+        let moment = Moment {
+            drops: self.registers.drops(),
+            seen: self.registers.exposed_all(),
+            time: now.wall,
+            incarnation: self.registers.header(read::INCARNATION) as u32,
+        };
+        let frame = Frame { seq, drops, body: &self.body };
+        match self.admission.admit(&frame, moment) {
+            Ok((record, counter)) => {
+                self.bytes.clear();
+                Record::encode(&record.stamp, record.body, &mut self.bytes);
+                self.registers.append(&record, &self.bytes)?;
+                self.admission.changes.copied(&record);
+                self.registers.count(counter, 1);
+                self.registers.count(Counter::AdmittedBytes, self.bytes.len() as u64);
+                self.expose();
+            }
+            Err(Refusal::Stale) => self.registers.count(Counter::DroppedStale, 1),
+            Err(Refusal::Unacknowledged) => {
+                self.registers.count(Counter::DroppedUnacknowledged, 1);
+            }
+            Err(Refusal::Drop { reason, orders, bad_macs }) => {
+                self.registers.count(Counter::OrderMacFailed, bad_macs);
+                // What is lost begins at the place that is still free, whatever the frame said.
+                let next = self.registers.copied(self.me).next();
+                self.registers.notify_drop(next, reason, &orders);
+            }
+        }
+        Ok(())
+    }
+
+    fn peer_frame(&mut self, now: Now, peer: ServerId, bytes: &[u8]) -> Result<Turn, PeerFault> {
+        if !self.peers.is_up(peer) {
+            return Ok(Turn::default());
+        }
+        self.peers.heard(peer, now.mono);
+        let done = match PeerFrame::decode(bytes, self.n) {
+            Ok(PeerFrame::Lengths(lengths)) => return self.lengths(now, peer, &lengths),
+            Ok(PeerFrame::Record(bytes)) => self.record(bytes),
+            Err(error) => Err(error),
+        };
+        if done.is_err() {
+            self.registers.count(Counter::LinkRefused, 1);
+        }
+        Ok(done?)
+    }
+
+    fn lengths(&mut self, now: Now, peer: ServerId, said: &Lengths) -> Result<Turn, PeerFault> {
+        let (theirs, ours) = (Seq(said.counts[self.me.index()]), self.registers.copied(self.me));
+        if theirs > ours {
+            return Err(PeerFault::Rollback { theirs, ours });
+        }
+        self.peers.lengths(peer, said, self.copied_all(), now.mono);
+        Ok(Turn::default())
+    }
+
+    /// A record from a peer, whoever wrote it.
+    fn record(&mut self, bytes: &[u8]) -> Result<Turn, Malformed> {
+        let record = Record::decode(bytes, self.n)?;
+        self.registers.count(Counter::RecordFramesReceived, 1);
+        let (writer, seq) = (record.stamp.writer, record.stamp.seq);
+        let next = self.registers.copied(writer).next();
+        if seq < next {
+            self.registers.count(Counter::RecordsDuplicate, 1);
+        } else if seq > next || writer == self.me {
+            // The own stream grows by admission alone.
+            self.registers.count(Counter::RecordsOutOfOrder, 1);
+        } else if let Err(full) = self.registers.append(&record, bytes) {
+            return Ok(Turn { more: false, full: self.note_full(full) });
+        } else {
+            self.admission.changes.copied(&record);
+            self.expose();
+        }
+        Ok(Turn::default())
+    }
+
+    fn expose(&mut self) {
+        if self.registers.expose() {
+            self.admission.changes.exposed(|writer| self.registers.exposed(writer));
+            self.news = true;
+        }
+        let (copied, exposed) = (self.registers.copied(self.me), self.registers.exposed(self.me));
+        assert_eq!(copied, exposed, "own records see nothing that is not exposed");
+    }
+
+    /// Notes that a ring is full; what it returns is to be told, once.
+    fn note_full(&mut self, full: StreamFull) -> Option<StreamFull> {
+        let told = std::mem::replace(&mut self.full[full.0.index()], true);
+        (!told).then_some(full)
+    }
+
+    fn copied_all(&self) -> Box<[u64]> {
+        ServerId::all(self.n).map(|writer| self.registers.copied(writer).0).collect()
+    }
+
+    /// R8.
+    fn publish_hints(&self, now: Now) {
+        for peer in ServerId::all(self.n).filter(|peer| *peer != self.me) {
+            let (state, silence) = self.peers.hint(peer, now.mono);
+            self.registers.hint(peer, state, silence);
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Stories about hosts: whole clusters of them in one thread, and one of real processes.
+
+mod admission;
+mod hostile;
+mod processes;
+mod spreading;
+mod world;

@@ -1,0 +1,427 @@
+use shared_registers::ids::ClientId;
+
+use super::*;
+
+const CLUSTER: ClusterId = ClusterId([9; 32]);
+const FETCH: Micros = Micros::from_ms(20);
+
+/// A listener among servers whose words the test makes up.
+struct Story {
+    listener: Listener,
+    n: u16,
+    now: Micros,
+    out: Vec<Output>,
+}
+
+fn story_from(f: usize, from: u64) -> Story {
+    let (n, from) = (2 * f + 1, OrderNumber(from));
+    let config = ListenerConfig { n, f, cluster: CLUSTER, from, fetch: FETCH };
+    let listener = Listener::new(config);
+    let mut story = Story { listener, n: n as u16, now: Micros(5), out: Vec::new() };
+    story.room(u64::MAX, u64::MAX);
+    for server in 0..n as u16 {
+        story.step(Input::Connected(ServerId(server)));
+    }
+    assert_eq!(story.subscribed(), (0..n as u16).map(|s| (s, from.0)).collect::<Vec<_>>());
+    story
+}
+
+fn story(f: usize) -> Story {
+    story_from(f, 1)
+}
+
+fn payload(order: u64) -> Vec<u8> {
+    order.to_le_bytes().to_vec()
+}
+
+/// What a correct server says of an order, with the payload or without.
+fn truth(order: u64, with: bool) -> Delivery {
+    saying(order, payload(order), with)
+}
+
+fn saying(order: u64, payload: Vec<u8>, with: bool) -> Delivery {
+    let id = OrderId { client: ClientId(1), session: 2, count: order };
+    let digest = order::digest(&CLUSTER, id, &payload);
+    let body = if with { Body::Here(payload) } else { Body::Elsewhere };
+    let (order, time) = (OrderNumber(order), Micros(order * 10));
+    Delivery { order, id, digest, time, payload: body }
+}
+
+impl Story {
+    fn step(&mut self, input: Input) {
+        self.listener.step(self.now, input, &mut self.out);
+    }
+
+    fn room(&mut self, messages: u64, bytes: u64) {
+        self.step(Input::Room { messages, bytes });
+    }
+
+    fn say(&mut self, server: u16, delivery: Delivery) {
+        self.step(Input::FromServer(ServerId(server), ToClient::Delivery(delivery)));
+    }
+
+    fn too_old(&mut self, server: u16, first: u64) {
+        let first = OrderNumber(first);
+        self.step(Input::FromServer(ServerId(server), ToClient::TooOld { first }));
+    }
+
+    /// Server 0 is the sequencer, which sends the payload.
+    fn all_say(&mut self, servers: impl Iterator<Item = u16>, order: u64) {
+        for server in servers {
+            self.say(server, truth(order, server == 0));
+        }
+    }
+
+    fn wait(&mut self, time: Micros) {
+        self.now = self.now.plus(time);
+        self.step(Input::Tick);
+    }
+
+    /// Waits until the listener has nothing to wait for, at most a while; collects with `look`.
+    fn wait_out<T>(&mut self, times: usize, look: impl Fn(&mut Story) -> Vec<T>) -> Vec<T> {
+        let mut seen = Vec::new();
+        for _ in 0..times {
+            let Some(at) = self.listener.next_deadline() else { break };
+            self.wait(at.since(self.now));
+            seen.extend(look(self));
+        }
+        seen
+    }
+
+    fn take<T>(&mut self, pick: impl Fn(&Output) -> Option<T>) -> Vec<T> {
+        let mut taken = Vec::new();
+        self.out.retain(|output| match pick(output) {
+            Some(it) => {
+                taken.push(it);
+                false
+            }
+            None => true,
+        });
+        taken
+    }
+
+    fn subscribed(&mut self) -> Vec<(u16, u64)> {
+        self.take(|output| match output {
+            Output::Send(to, ToServer::Subscribe { from }) => Some((to.0, from.0)),
+            _ => None,
+        })
+    }
+
+    fn fetched(&mut self) -> Vec<(u16, u64)> {
+        self.take(|output| match output {
+            Output::Send(to, ToServer::FetchDelivery { order }) => Some((to.0, order.0)),
+            _ => None,
+        })
+    }
+
+    /// Numbers delivered since the last look; each with the right message.
+    fn delivered(&mut self) -> Vec<u64> {
+        self.take(|output| match output {
+            Output::Deliver(delivered) => {
+                let order = delivered.order.0;
+                assert_eq!(delivered.payload, payload(order));
+                assert_eq!((delivered.id.count, delivered.time), (order, Micros(order * 10)));
+                Some(order)
+            }
+            _ => None,
+        })
+    }
+
+    fn ended(&mut self) -> Vec<u64> {
+        self.take(|output| match output {
+            Output::TooOld { first } => Some(first.0),
+            _ => None,
+        })
+    }
+}
+
+#[test]
+fn messages_leave_in_order_without_gaps_or_repeats() {
+    for f in [1, 2] {
+        let mut story = story(f);
+        let n = story.n;
+        for order in [3, 2, 5, 1, 1, 3, 4] {
+            story.all_say(0..n, order);
+        }
+        assert_eq!(story.delivered(), [1, 2, 3, 4, 5]);
+        assert!(story.listener.slots.is_empty());
+    }
+}
+
+#[test]
+fn f_liars_are_never_believed() {
+    for f in [1, 2] {
+        let mut story = story(f);
+        let (f, n) = (f as u16, story.n);
+        let lie = saying(1, b"lie".to_vec(), true);
+        for _ in 0..3 {
+            (0..f).for_each(|liar| story.say(liar, lie.clone()));
+        }
+        (f..2 * f).for_each(|server| story.say(server, truth(1, true)));
+        assert_eq!(story.delivered(), []);
+        story.say(n - 1, truth(1, false));
+        assert_eq!(story.delivered(), [1]);
+    }
+}
+
+#[test]
+fn order_digest_and_time_must_all_be_equal() {
+    let other_id = OrderId { client: ClientId(2), session: 2, count: 1 };
+    let digest = order::digest(&CLUSTER, other_id, &payload(1));
+    let lies = [
+        Delivery { time: Micros(11), ..truth(1, true) },
+        Delivery { id: other_id, digest, ..truth(1, true) },
+        saying(1, b"lie".to_vec(), true),
+        truth(2, true),
+    ];
+    for lie in lies {
+        let mut story = story(1);
+        story.say(0, lie);
+        story.say(1, truth(1, true));
+        assert_eq!(story.delivered(), []);
+        story.say(2, truth(1, false));
+        assert_eq!(story.delivered(), [1]);
+    }
+}
+
+#[test]
+fn a_server_that_votes_twice_counts_once_and_its_first_word_stands() {
+    let mut story = story(1);
+    story.say(0, truth(1, true));
+    story.say(0, truth(1, true));
+    story.say(1, Delivery { time: Micros(1), ..truth(1, false) });
+    story.say(1, truth(1, false));
+    assert_eq!(story.delivered(), []);
+    let counters = story.listener.counters();
+    assert_eq!((counters.wrong, counters.duplicate), (1, 1));
+}
+
+#[test]
+fn a_payload_must_be_of_the_digest() {
+    let mut story = story(1);
+    let forged = Body::Here(b"forged".to_vec());
+    story.say(0, Delivery { payload: forged.clone(), ..truth(1, false) });
+    story.say(1, truth(1, false));
+    story.say(2, truth(1, false));
+    story.say(0, Delivery { payload: forged, ..truth(1, false) });
+    assert_eq!((story.delivered(), story.listener.counters().wrong), (vec![], 2));
+    story.say(1, truth(1, true));
+    assert_eq!(story.delivered(), [1]);
+}
+
+#[test]
+fn a_missing_payload_is_asked_for_from_one_agreeing_server_after_another() {
+    let mut story = story(2);
+    story.say(0, saying(1, b"lie".to_vec(), true));
+    (1..4).for_each(|server| story.say(server, truth(1, false)));
+    story.wait(Micros(FETCH.0 - 1));
+    assert_eq!(story.fetched(), []);
+    let asked = story.wait_out(4, Story::fetched);
+    assert_eq!(asked, [(1, 1), (2, 1), (3, 1), (1, 1)]);
+    story.say(2, truth(1, true));
+    assert_eq!(story.delivered(), [1]);
+    story.wait_out(10, Story::fetched);
+    assert_eq!(story.listener.next_deadline(), None);
+}
+
+#[test]
+fn far_future_orders_do_not_grow_it_or_stall_it() {
+    let mut story = story(1);
+    // A liar names everything, with a digest of its own, and the correct ones come later.
+    for order in (1..3 * WINDOW_ORDERS).chain([u64::MAX / 10]) {
+        story.say(2, saying(order, b"lie".to_vec(), true));
+    }
+    assert!(story.listener.slots.len() as u64 <= WINDOW_ORDERS);
+    let orders = 2 * WINDOW_ORDERS;
+    for order in 1..=orders {
+        story.all_say(0..2, order);
+    }
+    assert_eq!(story.delivered(), (1..=orders).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_flood_of_payloads_is_not_kept_and_not_lost() {
+    let mut story = story(1);
+    let big = vec![1; HELD_BYTES_PER_SERVER / 4];
+    for order in 2..12 {
+        story.say(0, saying(order, big.clone(), true));
+        story.say(1, saying(order, big.clone(), false));
+    }
+    assert_eq!(story.listener.sources[0].held, 4 * big.len());
+    assert_eq!(story.subscribed(), []);
+    // The next wanted one is always taken; then there is room, and its stream goes on.
+    story.say(0, saying(1, big.clone(), true));
+    story.say(1, saying(1, big.clone(), false));
+    assert_eq!((story.listener.next().0, story.subscribed()), (6, vec![(0, 6)]));
+    for order in 6..12 {
+        story.say(0, saying(order, big.clone(), true));
+    }
+    assert_eq!((story.listener.next().0, story.listener.sources[0].held), (12, 0));
+}
+
+#[test]
+fn a_server_far_ahead_is_asked_again_once_there_is_room() {
+    let mut story = story(1);
+    let last = WINDOW_ORDERS + 10;
+    for order in 1..=last {
+        story.say(1, truth(order, false));
+    }
+    assert_eq!(story.listener.counters().ahead, 10);
+    for order in 1..WINDOW_ORDERS / 2 {
+        story.say(0, truth(order, true));
+    }
+    assert_eq!(story.subscribed(), []);
+    for order in WINDOW_ORDERS / 2..=last {
+        story.say(0, truth(order, true));
+    }
+    // Its stream goes on from the first that was dropped.
+    assert_eq!(story.subscribed(), [(1, WINDOW_ORDERS + 1)]);
+    for order in WINDOW_ORDERS + 1..=last {
+        story.say(1, truth(order, false));
+    }
+    assert_eq!(story.delivered(), (1..=last).collect::<Vec<_>>());
+    assert_eq!(story.subscribed(), []);
+}
+
+#[test]
+fn a_server_that_left_one_out_is_asked_again() {
+    let mut story = story(1);
+    story.all_say(0..2, 1);
+    story.say(0, truth(2, true));
+    // Server 2 is a liar who says nothing; server 1 lost number 2, which it never may.
+    story.say(1, truth(3, false));
+    story.wait(Micros(STALL.0 - 1));
+    assert_eq!(story.subscribed(), []);
+    story.wait(Micros(1));
+    assert_eq!(story.subscribed(), [(1, 2)]);
+    story.say(1, truth(2, false));
+    assert_eq!(story.delivered(), [1, 2]);
+}
+
+#[test]
+fn a_reconnect_resumes_without_gap_or_repeat() {
+    let mut story = story(1);
+    story.all_say(0..3, 1);
+    story.say(0, truth(2, true));
+    for server in 0..3 {
+        story.step(Input::Disconnected(ServerId(server)));
+    }
+    story.step(Input::Connected(ServerId(1)));
+    story.step(Input::Connected(ServerId(0)));
+    assert_eq!(story.subscribed(), [(1, 2), (0, 2)]);
+    for order in 2..5 {
+        story.all_say(0..2, order);
+    }
+    assert_eq!(story.delivered(), [1, 2, 3, 4]);
+    assert_eq!(story.subscribed(), []);
+}
+
+#[test]
+fn a_caller_without_room_gets_nothing_and_loses_nothing() {
+    let config =
+        ListenerConfig { n: 3, f: 1, cluster: CLUSTER, from: OrderNumber(1), fetch: FETCH };
+    let listener = Listener::new(config);
+    let mut story = Story { listener, n: 3, now: Micros(5), out: Vec::new() };
+    (0..3).for_each(|s| story.step(Input::Connected(ServerId(s))));
+    story.subscribed();
+    let last = 3 * WINDOW_ORDERS;
+    for order in 1..=last {
+        story.all_say(0..3, order);
+    }
+    assert_eq!(story.delivered(), []);
+    assert_eq!(story.listener.slots.len() as u64, WINDOW_ORDERS);
+    story.room(2, u64::MAX);
+    assert_eq!(story.delivered(), [1, 2]);
+    story.room(u64::MAX, 0);
+    let mut delivered: Vec<_> = story.delivered();
+    // Whenever it asks, the servers go on from there.
+    while delivered.len() as u64 != last - 2 {
+        let asked = story.subscribed();
+        assert!(!asked.is_empty());
+        for (server, from) in asked {
+            (from..=last).for_each(|order| story.say(server, truth(order, server == 0)));
+        }
+        delivered.extend(story.delivered());
+    }
+    assert_eq!(delivered, (3..=last).collect::<Vec<_>>());
+}
+
+#[test]
+fn room_is_counted_in_bytes_too() {
+    let mut story = story(1);
+    story.listener.room_bytes = 9;
+    for order in 1..=3 {
+        story.all_say(0..2, order);
+    }
+    // Eight bytes each: the second goes over, and the third waits.
+    assert_eq!(story.delivered(), [1, 2]);
+    story.room(0, 7);
+    assert_eq!(story.delivered(), []);
+    story.room(0, 1);
+    assert_eq!(story.delivered(), [3]);
+}
+
+#[test]
+fn too_old_is_believed_from_f_plus_one_and_no_more_than_a_correct_server_says() {
+    for f in [1, 2] {
+        let mut story = story(f);
+        for liar in 0..f as u16 {
+            story.too_old(liar, u64::MAX);
+            story.too_old(liar, u64::MAX);
+        }
+        story.wait_out(5, Story::ended);
+        assert_eq!(story.ended(), []);
+        story.too_old(f as u16, 40);
+        assert_eq!(story.ended(), []);
+        story.wait(FETCH);
+        assert_eq!(story.ended(), [40]);
+        story.all_say(0..story.n, 1);
+        assert_eq!((story.delivered(), story.listener.next_deadline()), (vec![], None));
+    }
+    // When all have spoken there is nothing to wait for, and small lies do not win either.
+    let mut story = story(1);
+    story.too_old(0, 2);
+    story.too_old(1, 40);
+    story.too_old(2, 41);
+    assert_eq!(story.ended(), [40]);
+}
+
+#[test]
+fn a_server_that_kept_too_little_joins_when_the_others_have_come_so_far() {
+    let mut story = story(1);
+    story.too_old(2, 3);
+    story.all_say(0..2, 1);
+    assert_eq!(story.subscribed(), []);
+    story.all_say(0..2, 2);
+    assert_eq!(story.subscribed(), [(2, 3)]);
+    story.say(0, truth(3, true));
+    story.say(2, truth(3, false));
+    assert_eq!(story.delivered(), [1, 2, 3]);
+    // An answer that is out of date does not stop it either.
+    story.too_old(2, 3);
+    assert_eq!(story.subscribed(), [(2, 4)]);
+}
+
+#[test]
+fn a_payload_that_nobody_keeps_ends_in_too_old() {
+    let mut story = story(1);
+    for server in 0..2 {
+        story.say(server, Delivery { payload: Body::Gone, ..truth(1, false) });
+    }
+    story.wait(FETCH);
+    assert_eq!(story.subscribed(), [(0, 1), (1, 1)]);
+    story.too_old(0, 7);
+    story.too_old(1, 7);
+    story.wait(FETCH);
+    assert_eq!(story.ended(), [7]);
+}
+
+#[test]
+fn it_starts_where_the_caller_wants() {
+    let mut story = story_from(1, 5);
+    for order in 1..8 {
+        story.all_say(0..2, order);
+    }
+    assert_eq!(story.delivered(), [5, 6, 7]);
+    assert_eq!(story.listener.counters().late, 8);
+}
