@@ -1,1 +1,104 @@
-//! To be written.
+//! The guest process of a DifATo server.
+//!
+//! A guest runs in a virtual machine on its host and may be broken into; up to `f` of them may do
+//! anything. It holds no state of its own: the registers are its memory (P6). What it concludes
+//! and does is decided by the pure [core](protocol::replica); this crate gives the core what comes
+//! in and carries out what it says. One thread does it all, because each wake-up of another would
+//! cost more than the work:
+//!
+//! ```text
+//!   payload network                                              registers
+//!   clients   --orders-->  connections  --+                 +--  records, drop notices, hints
+//!   guests   --forwards->                 +-->  the core  <-+
+//!   clients   <-replies--                 +--            --+-->  frames, then the doorbell
+//!   listeners <-deliveries- subscriptions |
+//!   guests    <-forwards-  forwarding   --+
+//! ```
+//!
+//! The payload network is hostile, and other guests and clients may be: whatever comes from there
+//! is authenticated, decoded in one place, bounded by a name in [`limits`], and counted when it is
+//! dropped. The host is trusted, but it may go away and come back at any time.
+//!
+//! | module | one job |
+//! |---|---|
+//! | `guest` | the loop |
+//! | `setup` | cluster, keys, address |
+//! | `registers` | the mapped files and the doorbell, through restarts of the host agent |
+//! | `frames` | frames that wait for room in the write file |
+//! | `connections` | who connects, bounds, inboxes, where answers go |
+//! | `subscriptions` | cursors of those who listen |
+//! | `forwarding` | orders for other guests |
+//! | `net` | sockets and epoll |
+//! | `counters` | what is counted, and its names |
+//! | [`limits`] | every bound |
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use protocol::application::{self, Application};
+
+mod connections;
+mod counters;
+mod error;
+mod forwarding;
+mod frames;
+mod guest;
+pub mod limits;
+mod net;
+mod registers;
+mod setup;
+mod subscriptions;
+
+pub use error::GuestError;
+
+use setup::Setup;
+
+/// Which guest this process is.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The cluster's folder.
+    pub dir: PathBuf,
+    /// The server's id: `0..n`.
+    pub id: u16,
+}
+
+/// Runs a guest with the application that `cluster.toml` names, until SIGTERM or SIGINT. Blocks
+/// both signals in the calling thread; other threads must not take them.
+pub fn run(options: Options) -> Result<(), GuestError> {
+    let setup = Setup::load(&options.dir, options.id)?;
+    let name = &setup.cluster.application;
+    let application = application::by_name(name).ok_or_else(|| GuestError::Application {
+        name: name.clone(),
+        path: setup.paths.cluster_toml(),
+    })?;
+    guest::run(setup, application, signals()?)
+}
+
+/// As [`run`], with an application of the caller's own; the name in `cluster.toml` means nothing.
+pub fn run_with(options: Options, application: Box<dyn Application>) -> Result<(), GuestError> {
+    guest::run(Setup::load(&options.dir, options.id)?, application, signals()?)
+}
+
+/// As [`run_with`], until `stop` can be read (one end of a pipe or socket whose other end is closed
+/// can be); leaves signals alone. For guests that share a process with others.
+pub fn run_until(
+    options: Options,
+    application: Box<dyn Application>,
+    stop: impl AsFd,
+) -> Result<(), GuestError> {
+    guest::run(Setup::load(&options.dir, options.id)?, application, stop)
+}
+
+/// A descriptor that can be read when the process is to end.
+fn signals() -> Result<SignalFd, GuestError> {
+    let failed = |error: nix::errno::Errno| GuestError::system("wait for signals")(error.into());
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTERM);
+    set.add(Signal::SIGINT);
+    set.thread_block().map_err(failed)?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map_err(failed)
+}

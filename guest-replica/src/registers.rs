@@ -1,0 +1,245 @@
+//! This guest's two register files and its host agent's doorbell.
+//!
+//! The host agent may come later than its guest, go away and come back: what is mapped stays
+//! valid as long as it goes on with the same files, and if it has made new ones this guest cannot
+//! go on. The read file is opened and mapped for reading alone.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sys::epoll::EpollFlags;
+use shared_registers::bell;
+use shared_registers::cluster::Paths;
+use shared_registers::guest_side::{DropNotice, GuestRegisters};
+use shared_registers::ids::{Micros, Seq, ServerId};
+use shared_registers::layout::{Geometry, LayoutError, read};
+use shared_registers::words::{MappedReadOnly, MappedReadWrite, Words};
+
+use crate::counters::Counters;
+use crate::error::GuestError;
+use crate::frames::Frames;
+use crate::limits::BELL_RETRY;
+use crate::net::{BELL, Poll};
+
+/// The files as this guest maps them.
+pub(crate) type Files = GuestRegisters<Arc<MappedReadOnly>, MappedReadWrite>;
+
+/// Where the files lie.
+pub(crate) struct Places {
+    pub(crate) read: PathBuf,
+    pub(crate) write: PathBuf,
+    pub(crate) bell: PathBuf,
+}
+
+impl Places {
+    pub(crate) fn new(paths: &Paths, server: ServerId) -> Places {
+        Places {
+            read: paths.read_file(server),
+            write: paths.write_file(server),
+            bell: paths.bell(server),
+        }
+    }
+}
+
+/// Which file a path named when it was mapped.
+type Inode = (u64, u64);
+
+/// The register files, the doorbell, and the frames that wait.
+pub(crate) struct Registers {
+    pub(crate) files: Files,
+    /// The read file once more, to check its header.
+    header: Arc<MappedReadOnly>,
+    places: Places,
+    inodes: [Inode; 2],
+    frames: Frames,
+    bell: Option<UnixStream>,
+    retry_at: Micros,
+    /// Drops so far, as far as the host has told.
+    drops: u64,
+    said_full: bool,
+}
+
+impl Registers {
+    /// Maps the files, or returns `None` if the host agent has not made them yet.
+    pub(crate) fn map(geometry: Geometry, places: Places) -> Result<Option<Registers>, GuestError> {
+        let read = OpenOptions::new().read(true).open(&places.read);
+        let write = OpenOptions::new().read(true).write(true).open(&places.write);
+        let (Some(read), Some(write)) = (there(read, &places.read)?, there(write, &places.write)?)
+        else {
+            return Ok(None);
+        };
+        let layout = |path: &Path| {
+            let path = path.to_owned();
+            move |source| GuestError::Layout { path, source }
+        };
+        let map = |path: &Path| {
+            let path = path.to_owned();
+            move |source| GuestError::Map { path, source }
+        };
+        let inodes = [
+            read.metadata().map(|m| (m.dev(), m.ino())).map_err(map(&places.read))?,
+            write.metadata().map(|m| (m.dev(), m.ino())).map_err(map(&places.write))?,
+        ];
+        let header = Arc::new(MappedReadOnly::map(&read).map_err(map(&places.read))?);
+        let write = MappedReadWrite::map(&write).map_err(map(&places.write))?;
+        match geometry.check_read(&header) {
+            // All zero: the host agent is about to write it.
+            Err(LayoutError::Magic) if blank(&header) => return Ok(None),
+            checked => checked.map_err(layout(&places.read))?,
+        }
+        geometry.check_write(&write).map_err(layout(&places.write))?;
+        let files = GuestRegisters::attach(geometry, header.clone(), write)
+            .map_err(layout(&places.read))?;
+        Ok(Some(Registers {
+            files,
+            header,
+            places,
+            inodes,
+            frames: Frames::default(),
+            bell: None,
+            retry_at: Micros(0),
+            drops: 0,
+            said_full: false,
+        }))
+    }
+
+    /// The read file's path.
+    pub(crate) fn read_path(&self) -> &Path {
+        &self.places.read
+    }
+
+    /// Whether the doorbell is connected.
+    pub(crate) fn has_bell(&self) -> bool {
+        self.bell.is_some()
+    }
+
+    /// Connects to the doorbell if it is not connected and it is time to. Returns whether it did;
+    /// everything in the files may have changed by then.
+    pub(crate) fn tend_bell(
+        &mut self,
+        now: Micros,
+        poll: &Poll,
+        counters: &mut Counters,
+    ) -> Result<bool, GuestError> {
+        if self.bell.is_some() || now < self.retry_at {
+            return Ok(false);
+        }
+        self.retry_at = now.plus(BELL_RETRY);
+        let Ok(stream) = bell::connect(&self.places.bell) else { return Ok(false) };
+        self.check_files()?;
+        poll.watch(&stream, BELL, EpollFlags::EPOLLIN)
+            .map_err(GuestError::system("watch the host agent's doorbell"))?;
+        self.bell = Some(stream);
+        tracing::info!("connected to the host agent");
+        // It may have slept while frames came that it was not rung for.
+        self.ring(now, counters);
+        Ok(true)
+    }
+
+    /// When [`Self::tend_bell`] has something to do next.
+    pub(crate) fn next_deadline(&self) -> Option<Micros> {
+        self.bell.is_none().then_some(self.retry_at)
+    }
+
+    /// Whether the paths still name the mapped files, and the header is still right.
+    fn check_files(&self) -> Result<(), GuestError> {
+        for (path, mapped) in [&self.places.read, &self.places.write].into_iter().zip(self.inodes) {
+            let now = fs::metadata(path).map(|m| (m.dev(), m.ino()));
+            if now.ok() != Some(mapped) {
+                return Err(GuestError::Replaced { path: path.clone() });
+            }
+        }
+        let geometry = self.files.geometry();
+        geometry
+            .check_read(&self.header)
+            .map_err(|source| GuestError::Layout { path: self.places.read.clone(), source })
+    }
+
+    /// Reads the rings that came. Each means "look", and nothing else.
+    pub(crate) fn on_bell(&mut self, now: Micros, counters: &mut Counters) {
+        let Some(bell) = &mut self.bell else { return };
+        match bell.read(&mut [0; 256]) {
+            Ok(0) => self.lose_bell(now, counters),
+            Ok(_) => {}
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => self.lose_bell(now, counters),
+        }
+    }
+
+    fn lose_bell(&mut self, now: Micros, counters: &mut Counters) {
+        tracing::warn!("the host agent has gone away; waiting for it to come back");
+        counters.bells_lost += 1;
+        self.bell = None;
+        self.retry_at = now.plus(BELL_RETRY);
+    }
+
+    fn ring(&mut self, now: Micros, counters: &mut Counters) {
+        let Some(bell) = &mut self.bell else { return };
+        counters.bells_rung += 1;
+        match bell.write(&[1]) {
+            Ok(_) => {}
+            // A full pipe of rings says "look" already.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => self.lose_bell(now, counters),
+        }
+    }
+
+    /// Writes a frame for position `seq` of the own stream.
+    pub(crate) fn write(&mut self, seq: Seq, body: Vec<u8>, counters: &mut Counters) {
+        self.frames.write(seq, body, &mut self.files, counters);
+    }
+
+    /// Writes frames that waited, and rings if the host must be rung to see what was written.
+    pub(crate) fn publish(&mut self, now: Micros, counters: &mut Counters) {
+        self.frames.pump(&mut self.files, counters);
+        if self.bell.is_some() && self.files.must_ring() {
+            self.ring(now, counters);
+        }
+    }
+
+    /// What the host, or this guest for want of room, dropped. The frames that wait are forgotten:
+    /// the core writes them anew.
+    pub(crate) fn drop_notice(&mut self) -> Option<DropNotice> {
+        if let Some(notice) = self.files.drop_notice() {
+            self.drops = notice.drops;
+            self.frames.clear();
+            return Some(notice);
+        }
+        let seq = self.frames.take_lost()?;
+        Some(DropNotice { drops: self.drops, seq, reason: None, orders: Vec::new() })
+    }
+
+    /// Says so, once, when the own stream's ring is full.
+    pub(crate) fn check_full(&mut self) {
+        if self.files.stream_full() && !self.said_full {
+            self.said_full = true;
+            tracing::error!(
+                "the ring of this server's stream is full and its host takes nothing more: raise \
+                 ring_bytes in cluster.toml, which needs new register files"
+            );
+        }
+    }
+}
+
+/// The file, unless it is not there or not yet as long as a header.
+fn there(file: std::io::Result<File>, path: &Path) -> Result<Option<File>, GuestError> {
+    let failed = |source| GuestError::Map { path: path.to_owned(), source };
+    match file {
+        Ok(file) => {
+            let empty = file.metadata().map_err(failed)?.len() == 0;
+            Ok(Some(file).filter(|_| !empty))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(failed(source)),
+    }
+}
+
+fn blank(words: &impl Words) -> bool {
+    words.load(read::MAGIC, std::sync::atomic::Ordering::Acquire) == 0
+}

@@ -1,0 +1,296 @@
+//! Guests at work, and under attack from the payload network.
+
+mod cluster;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use cluster::{Cluster, Peer, await_raw_closed, connect, reply_key};
+use guest_replica::{GuestError, Options, limits};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+use protocol::messages::{Body, Delivery, Reply, ToClient, ToServer};
+use shared_registers::ids::{ClientId, OrderNumber, ServerId};
+use shared_registers::link::Party;
+
+fn broadcast(
+    cluster: &Cluster,
+    client: u32,
+    counts: std::ops::RangeInclusive<u64>,
+    payload: &[u8],
+) {
+    let mut peer = cluster.client(client, 0);
+    for count in counts.clone() {
+        peer.send(&ToServer::Order(cluster.order(client, count, payload)));
+    }
+    for expected in counts {
+        let Reply { count, .. } = reply(&mut peer);
+        assert_eq!(count, expected);
+    }
+}
+
+fn reply(peer: &mut Peer) -> Reply {
+    match peer.next() {
+        Some(ToClient::Reply(reply)) => reply,
+        other => panic!("no reply but {other:?}"),
+    }
+}
+
+fn delivery(peer: &mut Peer) -> Delivery {
+    match peer.next() {
+        Some(ToClient::Delivery(delivery)) => delivery,
+        other => panic!("no delivery but {other:?}"),
+    }
+}
+
+#[test]
+fn orders_are_delivered_answered_and_followed_by_subscribers() {
+    let cluster = Cluster::start();
+    let mut listeners: Vec<_> = (0..3).map(|server| cluster.client(1, server)).collect();
+    for listener in &mut listeners {
+        listener.send(&ToServer::Subscribe { from: OrderNumber(0) });
+    }
+    let mut clients: Vec<_> = (0..3).map(|server| cluster.client(0, server)).collect();
+    for count in 1..=5 {
+        for client in &mut clients {
+            client.send(&ToServer::Order(cluster.order(0, count, b"hello")));
+        }
+        for client in &mut clients {
+            let answer = reply(client);
+            assert_eq!((answer.count, answer.order), (count, OrderNumber(count)));
+        }
+        for (server, listener) in listeners.iter_mut().enumerate() {
+            let next = delivery(listener);
+            assert_eq!(next.order, OrderNumber(count));
+            let bytes = matches!(next.payload, Body::Here(ref bytes) if bytes == b"hello");
+            assert_eq!(bytes, server == 0, "the sequencer alone sends the bytes");
+        }
+    }
+    // Who missed the bytes asks for them.
+    listeners[2].send(&ToServer::FetchDelivery { order: OrderNumber(3) });
+    assert_eq!(delivery(&mut listeners[2]).payload, Body::Here(b"hello".to_vec()));
+    clients[2].send(&ToServer::FetchReply { session: 1, count: 5 });
+    assert_eq!(reply(&mut clients[2]).body, Body::Here(5u64.to_le_bytes().to_vec()));
+
+    let status = cluster.status(1);
+    assert_eq!((status.id, status.delivered), (ServerId(1), OrderNumber(5)));
+    let names: BTreeSet<_> = status.counters.iter().map(|(name, _)| name).collect();
+    assert_eq!(names.len(), status.counters.len(), "a counter's name stands for one thing");
+}
+
+#[test]
+fn an_order_for_the_wrong_server_is_forwarded_to_the_sequencer() {
+    let cluster = Cluster::start();
+    let mut client = cluster.client(0, 1);
+    client.send(&ToServer::Order(cluster.order(0, 1, b"x")));
+    assert_eq!(reply(&mut client).order, OrderNumber(1));
+    cluster.await_count(1, "forwards_sent", 1);
+    cluster.await_count(0, "forwards_received", 1);
+}
+
+#[test]
+fn noise_is_counted_and_hurts_nobody() {
+    let cluster = Cluster::start();
+    broadcast(&cluster, 0, 1..=1, b"before");
+    let mut byte = 1u8;
+    for round in 1..=50 {
+        let mut stream = connect(cluster.payload(0));
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            byte = byte.wrapping_mul(109).wrapping_add(89);
+            byte
+        })
+        .take(round * 7)
+        .collect();
+        let _ = stream.write_all(&noise);
+        await_raw_closed(&mut stream);
+    }
+    assert_eq!(cluster.count(0, "refused_connections"), 50);
+    broadcast(&cluster, 0, 2..=2, b"after");
+}
+
+#[test]
+fn a_forged_party_is_refused() {
+    let cluster = Cluster::start();
+    let key = reply_key(1, 0);
+    let parties = [
+        Party::Client(ClientId(0)),
+        Party::Client(ClientId(4000)),
+        Party::Guest(ServerId(1)),
+        Party::Guest(ServerId(0)),
+        Party::Guest(ServerId(77)),
+        Party::Host(ServerId(1)),
+        Party::Operator,
+    ];
+    for party in parties {
+        assert!(!Peer::dial(&cluster, party, 0, key).is_established(), "{party:?}");
+    }
+    assert!(Peer::dial(&cluster, Party::Client(ClientId(1)), 0, key).is_established());
+    cluster.await_count(0, "refused_connections", parties.len() as u64);
+}
+
+#[test]
+fn nobody_may_say_what_is_not_its_to_say() {
+    let cluster = Cluster::start();
+    // Another client's order, though its MACs are right.
+    let mut client = cluster.client(1, 0);
+    client.send(&ToServer::Order(cluster.order(0, 1, b"not mine")));
+    client.await_closed();
+    // The operator may only ask for status.
+    let mut operator = cluster.operator(0);
+    operator.send(&ToServer::Subscribe { from: OrderNumber(1) });
+    operator.await_closed();
+    assert_eq!(cluster.count(0, "bad_frames"), 2);
+    assert_eq!(cluster.count(0, "orders_received"), 0);
+    broadcast(&cluster, 0, 1..=1, b"mine");
+}
+
+#[test]
+fn the_number_of_connections_is_bounded() {
+    let cluster = Cluster::start();
+    // Strangers: the oldest goes first, and clients still get in.
+    let mut strangers: Vec<_> =
+        (0..limits::MAX_UNPROVEN + 5).map(|_| connect(cluster.payload(0))).collect();
+    for stranger in &mut strangers[..5] {
+        await_raw_closed(stranger);
+    }
+    assert!(cluster.count(0, "connections") <= limits::MAX_UNPROVEN as u64 + 1);
+    // One client: the oldest goes first, and other clients keep theirs.
+    let mut other = cluster.client(1, 0);
+    let mut greedy: Vec<_> =
+        (0..limits::CONNECTIONS_PER_CLIENT + 3).map(|_| cluster.client(0, 0)).collect();
+    for peer in &mut greedy[..3] {
+        peer.await_closed();
+    }
+    assert!(greedy[3..].iter_mut().all(|peer| !peer.is_closed()));
+    other.send(&ToServer::Status);
+    assert!(matches!(other.next(), Some(ToClient::Status(_))));
+}
+
+#[test]
+fn a_slow_subscriber_stops_nobody() {
+    let cluster = Cluster::start();
+    let mut slow = cluster.client(1, 0);
+    slow.send(&ToServer::Subscribe { from: OrderNumber(1) });
+    // Far more than sockets and the link's buffer hold.
+    let payload = vec![b'p'; 1 << 20];
+    let mut quick = cluster.client(2, 0);
+    quick.send(&ToServer::Subscribe { from: OrderNumber(1) });
+    let last = 24;
+    for count in 1..=last {
+        broadcast(&cluster, 0, count..=count, &payload);
+        assert_eq!(delivery(&mut quick).order, OrderNumber(count));
+    }
+    assert!(cluster.count(0, "deliveries_sent") < 2 * last, "the slow one held all this");
+    // When it reads again it gets everything, in order.
+    for count in 1..=last {
+        assert_eq!(delivery(&mut slow).order, OrderNumber(count));
+    }
+}
+
+#[test]
+fn a_restarted_guest_remembers_through_the_registers() {
+    let mut cluster = Cluster::start();
+    broadcast(&cluster, 0, 1..=20, b"x");
+    let before = cluster.status(0);
+    cluster.stop_guest(0).unwrap();
+    cluster.start_guest(0);
+    let after = cluster.status(0);
+    assert_eq!((before.delivered, before.chain), (after.delivered, after.chain));
+    // It goes on as sequencer where it was.
+    broadcast(&cluster, 0, 21..=30, b"y");
+}
+
+#[test]
+fn a_guest_outlives_its_host_agent() {
+    let mut cluster = Cluster::start();
+    broadcast(&cluster, 0, 1..=3, b"x");
+    cluster.stop_hosts();
+    // What is known is still served.
+    cluster.await_count(0, "bells_lost", 1);
+    let mut listener = cluster.client(1, 0);
+    listener.send(&ToServer::Subscribe { from: OrderNumber(2) });
+    assert_eq!(delivery(&mut listener).order, OrderNumber(2));
+    cluster.start_hosts();
+    broadcast(&cluster, 0, 4..=6, b"y");
+}
+
+#[test]
+fn a_guest_whose_register_files_were_replaced_says_so() {
+    let mut cluster = Cluster::start();
+    broadcast(&cluster, 0, 1..=1, b"x");
+    cluster.stop_hosts();
+    let path = cluster.paths().read_file(ServerId(0));
+    fs::copy(&path, path.with_extension("new")).unwrap();
+    fs::rename(path.with_extension("new"), &path).unwrap();
+    cluster.start_hosts();
+    let error = cluster.await_end(0).unwrap_err();
+    assert!(matches!(error, GuestError::Replaced { .. }), "{error}");
+}
+
+#[test]
+fn a_guest_may_come_before_its_host_agent() {
+    let mut cluster = Cluster::idle();
+    for id in 0..3 {
+        cluster.start_guest(id);
+    }
+    // Bound already, and waiting.
+    drop(connect(cluster.payload(2)));
+    cluster.start_hosts();
+    broadcast(&cluster, 0, 1..=1, b"x");
+}
+
+#[test]
+fn what_is_wrong_is_said_in_one_sentence() {
+    let cluster = Cluster::idle();
+    let options = Options { dir: cluster.dir.path().to_owned(), id: 1 };
+    let error = |options: &Options| guest_replica::run(options.clone()).unwrap_err().to_string();
+
+    let taken = std::net::TcpListener::bind(cluster.payload(1)).unwrap();
+    let text = error(&options);
+    assert!(
+        text.contains(&format!("{}, server 1's payload address", cluster.payload(1))),
+        "{text}"
+    );
+    drop(taken);
+
+    let toml = cluster.paths().cluster_toml();
+    let good = fs::read_to_string(&toml).unwrap();
+    fs::write(&toml, good.replace("\"log\"", "\"lag\"")).unwrap();
+    let text = error(&options);
+    assert!(text.contains("application = \"lag\""), "{text}");
+    fs::write(&toml, good.replace("clients = 4", "clients = 5")).unwrap();
+    let text = error(&options);
+    assert!(text.contains("guest-1.key") && text.contains("4 reply keys"), "{text}");
+    let text = error(&Options { id: 9, ..options });
+    assert!(text.contains("unknown server 9"), "{text}");
+}
+
+const CHILD: &str = "DIFATO_TEST_GUEST_DIR";
+
+/// Not a test of its own: the process that the next test starts.
+#[test]
+fn child_process() {
+    let Some(dir) = std::env::var_os(CHILD) else { return };
+    guest_replica::run(Options { dir: dir.into(), id: 0 }).unwrap();
+}
+
+#[test]
+fn a_signal_ends_the_process_cleanly() {
+    let mut cluster = Cluster::idle();
+    cluster.start_hosts();
+    // The child inherits this, so that the test runner's own thread there does not take the signal.
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTERM);
+    set.thread_block().unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_process", "--test-threads=1"])
+        .env(CHILD, cluster.dir.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    assert_eq!(cluster.status(0).id, ServerId(0));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+}
