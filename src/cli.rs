@@ -1,0 +1,259 @@
+//! The command's arguments. The comments on the items below are what `--help` says.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use shared_registers::limits::{MAX_CLIENTS, MAX_SERVERS};
+
+use crate::bench::payload::Shape;
+
+/// Puts clients' messages in one order on 2f+1 servers, although f of them may be compromised.
+#[derive(Parser)]
+#[command(name = "difato", version)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The subcommands.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Make a cluster, or run one on this machine.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Run the trusted process of one server.
+    HostAgent(RoleArgs),
+    /// Run the guest process of one server.
+    GuestReplica(RoleArgs),
+    /// Have messages ordered, and print the order number of each.
+    Send(SendArgs),
+    /// Print all messages in their order.
+    Listen(ListenArgs),
+    /// Measure latency and throughput.
+    Bench(BenchArgs),
+    /// Ask every server how it is.
+    Status(StatusArgs),
+    /// See it all: run a cluster, measure it, kill its sequencer, go on.
+    Demo(DemoArgs),
+    /// One process of the ring that `bench --floor` measures.
+    #[command(hide = true)]
+    FloorNode(FloorNodeArgs),
+}
+
+/// The subcommands of `difato cluster`.
+#[derive(Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Make the folder of a new cluster: cluster.toml and everybody's keys.
+    Init(InitArgs),
+    /// Run every process of a cluster until Ctrl-C; logs go to DIR/logs.
+    Up(UpArgs),
+}
+
+/// `difato cluster init`.
+#[derive(Args)]
+pub(crate) struct InitArgs {
+    /// The folder to make; it must not exist yet (or be empty).
+    pub(crate) dir: PathBuf,
+    /// How many faulty servers to tolerate; there will be 2F+1.
+    #[arg(long, value_name = "F", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=MAX_F))]
+    pub(crate) f: u16,
+    /// How many clients get keys; their ids are 0 to N-1.
+    #[arg(long, value_name = "N", default_value_t = 4,
+          value_parser = clap::value_parser!(u32).range(1..=MAX_CLIENTS as i64))]
+    pub(crate) clients: u32,
+    /// What the guests replicate.
+    #[arg(long, value_enum, default_value_t = ApplicationName::EchoSized)]
+    pub(crate) application: ApplicationName,
+    /// Where the host agents listen, by server [default: free ports on 127.0.1.1, 127.0.1.2, ...].
+    #[arg(long, value_name = "A:P,...", value_delimiter = ',')]
+    pub(crate) trusted: Option<Vec<SocketAddr>>,
+    /// Where the guests listen, by server [default: free ports on 127.0.2.1, 127.0.2.2, ...].
+    #[arg(long, value_name = "A:P,...", value_delimiter = ',')]
+    pub(crate) payload: Option<Vec<SocketAddr>>,
+}
+
+/// The largest `--f`.
+pub(crate) const MAX_F: i64 = (MAX_SERVERS as i64 - 1) / 2;
+
+/// The applications that come with DifATo.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum ApplicationName {
+    /// Replies of the size that the request asks for, for benchmarks.
+    EchoSized,
+    /// The reply is the message's order number.
+    Log,
+}
+
+impl ApplicationName {
+    /// Its name in `cluster.toml`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            ApplicationName::EchoSized => "echo-sized",
+            ApplicationName::Log => "log",
+        }
+    }
+}
+
+/// `difato cluster up`.
+#[derive(Args)]
+pub(crate) struct UpArgs {
+    /// The cluster's folder.
+    pub(crate) dir: PathBuf,
+}
+
+/// `difato host-agent` and `difato guest-replica`.
+#[derive(Args)]
+pub(crate) struct RoleArgs {
+    /// The cluster's folder.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// Which server.
+    #[arg(long)]
+    pub(crate) id: u16,
+    /// The process that started this one; if it ends, so does this one.
+    #[arg(long, value_name = "PID", hide = true)]
+    pub(crate) supervised_by: Option<i32>,
+}
+
+/// `difato send`.
+#[derive(Args)]
+pub(crate) struct SendArgs {
+    /// The cluster's folder.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// As which client.
+    #[arg(long, value_name = "C")]
+    pub(crate) client: u32,
+    /// The messages, in the order in which to send them.
+    #[arg(value_name = "MESSAGE", conflicts_with = "lines")]
+    pub(crate) messages: Vec<OsString>,
+    /// Send every line of standard input as a message, without its line break.
+    #[arg(long)]
+    pub(crate) lines: bool,
+}
+
+/// `difato listen`.
+#[derive(Args)]
+#[command(after_help = ESCAPES)]
+pub(crate) struct ListenArgs {
+    /// The cluster's folder.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// As which client.
+    #[arg(long, value_name = "C")]
+    pub(crate) client: u32,
+    /// The order number to begin with.
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) from: u64,
+    /// End after so many messages [default: go on until Ctrl-C].
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    /// One JSON object a line; `payload` is base64.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const ESCAPES: &str = "\
+A line is ORDER_NUMBER CLIENT PAYLOAD. The payload stands as it is where it is UTF-8 text; each
+byte of a control character, and each that is not UTF-8, is written as \\xNN (two hexadecimal
+digits), and a backslash as \\\\, so that no two payloads look the same.";
+
+/// `difato bench`.
+#[derive(Args)]
+#[command(after_help = PAYLOADS)]
+pub(crate) struct BenchArgs {
+    /// The cluster's folder; its application must be echo-sized.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// As which client.
+    #[arg(long, value_name = "C")]
+    pub(crate) client: u32,
+    /// Requests measured for each payload.
+    #[arg(long, value_name = "N", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) requests: u64,
+    /// Requests before them that are not measured.
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub(crate) warmup: u64,
+    /// Requests that are under way at a time.
+    #[arg(long, value_name = "K", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=MAX_OUTSTANDING as i64))]
+    pub(crate) outstanding: u16,
+    /// Request and reply sizes in bytes.
+    #[arg(long, value_name = "REQUEST/REPLY,...", value_delimiter = ',',
+          default_value = DEFAULT_PAYLOADS)]
+    pub(crate) payloads: Vec<Shape>,
+    /// Also write the table to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Also measure the floor: a token of 64 bytes passed around a ring of 8 processes over
+    /// loopback TCP (a round is 8 hops), before and after the payloads.
+    #[arg(long)]
+    pub(crate) floor: bool,
+}
+
+/// The largest `--outstanding`: what a client may have under way.
+pub(crate) const MAX_OUTSTANDING: usize = 256;
+
+const DEFAULT_PAYLOADS: &str = "0/0,0/4096,4096/4096";
+
+const PAYLOADS: &str = "\
+A request carries 8 bytes more than its size says: `ECHO` and the size of the reply that it asks
+for. The JSON file holds an array of objects with the keys payload, requests, outstanding, mean_us,
+p50_us, p99_us, max_us and requests_per_s; with --floor its last element has the payload `floor`.";
+
+/// `difato status`.
+#[derive(Args)]
+pub(crate) struct StatusArgs {
+    /// The cluster's folder.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// A JSON array instead of tables.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `difato demo`.
+#[derive(Args)]
+pub(crate) struct DemoArgs {
+    /// How many faulty servers to tolerate; there will be 2F+1.
+    #[arg(long, value_name = "F", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=MAX_F))]
+    pub(crate) f: u16,
+    /// Requests measured for each payload.
+    #[arg(long, value_name = "N", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) requests: u64,
+    /// Request and reply sizes in bytes.
+    #[arg(long, value_name = "REQUEST/REPLY,...", value_delimiter = ',',
+          default_value = DEFAULT_PAYLOADS)]
+    pub(crate) payloads: Vec<Shape>,
+}
+
+/// `difato floor-node`.
+#[derive(Args)]
+pub(crate) struct FloorNodeArgs {
+    /// Start so many rounds and time them, instead of passing on.
+    #[arg(long)]
+    pub(crate) rounds: Option<u64>,
+    /// The process that started this one; if it ends, so does this one.
+    #[arg(long, value_name = "PID")]
+    pub(crate) supervised_by: i32,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

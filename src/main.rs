@@ -1,0 +1,60 @@
+//! The one command of DifATo: every process and every tool is a subcommand of it, so that it always
+//! finds the processes that it starts (it starts itself).
+//!
+//! | module | subcommand |
+//! |---|---|
+//! | [`init`], [`up`] | `cluster init`, `cluster up` |
+//! | [`role`] | `host-agent`, `guest-replica` |
+//! | [`send`], [`listen`], [`status`] | the same |
+//! | [`mod@bench`] | `bench`, and the hidden `floor-node` |
+//! | [`demo`] | `demo` |
+//!
+//! Shared by them: [`cli`] (arguments), [`exit`] (which error makes which exit code), [`output`]
+//! (lines on stdout), [`escape`] (payloads as text), [`session`] (a cluster as a client sees it)
+//! and [`supervisor`] (the processes of a cluster as children).
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cli;
+mod demo;
+mod escape;
+mod exit;
+mod init;
+mod listen;
+mod output;
+mod role;
+mod send;
+mod session;
+mod status;
+mod supervisor;
+mod up;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::cli::{Cli, ClusterCommand, Command};
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&error),
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Cluster(ClusterCommand::Init(args)) => init::run(args),
+        Command::Cluster(ClusterCommand::Up(args)) => up::run(args),
+        Command::HostAgent(args) => role::run_host_agent(args),
+        Command::GuestReplica(args) => role::run_guest_replica(args),
+        Command::Send(args) => send::run(args),
+        Command::Listen(args) => listen::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::FloorNode(args) => bench::floor::run_node(args),
+    }
+}

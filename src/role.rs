@@ -1,0 +1,55 @@
+//! `difato host-agent` and `difato guest-replica`: one process of one server.
+
+use anyhow::{Context, Result};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getppid};
+use tracing::level_filters::LevelFilter;
+
+use crate::cli::RoleArgs;
+use crate::exit::bad_input;
+
+/// Sets how much the role processes log: `error`, `warn`, `info`, `debug`, `trace` or `off`.
+const LOG_VARIABLE: &str = "DIFATO_LOG";
+
+/// Runs `difato host-agent` until SIGTERM or SIGINT.
+pub(crate) fn run_host_agent(args: RoleArgs) -> Result<()> {
+    prepare(&args)?;
+    let options = host_agent::Options { dir: args.dir, id: args.id };
+    Ok(host_agent::run(&options, &mut |line| tracing::info!("{line}"))?)
+}
+
+/// Runs `difato guest-replica` until SIGTERM or SIGINT.
+pub(crate) fn run_guest_replica(args: RoleArgs) -> Result<()> {
+    prepare(&args)?;
+    Ok(guest_replica::run(guest_replica::Options { dir: args.dir, id: args.id })?)
+}
+
+fn prepare(args: &RoleArgs) -> Result<()> {
+    if let Some(parent) = args.supervised_by {
+        end_with(parent)?;
+    }
+    let level = match std::env::var(LOG_VARIABLE) {
+        Ok(level) => level.parse().map_err(|_| {
+            let known = "error, warn, info, debug, trace or off";
+            bad_input(format!("{LOG_VARIABLE} is `{level}`; it can be {known}"))
+        })?,
+        Err(_) => LevelFilter::INFO,
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(level)
+        .with_target(false)
+        .init();
+    Ok(())
+}
+
+/// Has this process told to stop when the one that started it ends, however it ends.
+pub(crate) fn end_with(parent: i32) -> Result<()> {
+    prctl::set_pdeathsig(Signal::SIGTERM).context("cannot tie this process to its parent")?;
+    // It may have ended before that took hold.
+    if getppid() != Pid::from_raw(parent) {
+        return Err(bad_input(format!("the parent process is not {parent}")));
+    }
+    Ok(())
+}
