@@ -68,6 +68,8 @@ pub struct GuestRegisters<R: Words, W: WordsMut> {
     reading: u64,
     head: u64,
     drops: u64,
+    /// Something was written that the host was not rung for and may not have seen.
+    unrung: bool,
     bell: Doorbell,
     copy: Vec<u8>,
 }
@@ -94,6 +96,7 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
             reading: 0,
             head,
             drops,
+            unrung: false,
             bell: Doorbell::resume(&write, write::GUEST_NAP),
             copy: Vec::new(),
             geometry,
@@ -160,6 +163,7 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
         ring.put(&self.write, self.head, &header);
         ring.put(&self.write, self.head + FRAME_HEADER_BYTES as u64, body);
         self.head += size;
+        self.unrung = true;
         self.write.store(write::HEAD, self.head, Ordering::Release);
         Ok(())
     }
@@ -228,8 +232,9 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
             || ServerId::all(self.geometry.n).any(|w| exposed(w) != self.places[w.index()])
     }
 
-    /// Whether the host sleeps and must be rung to see what was written.
+    /// Whether the host sleeps and must be rung to see what was written since the last call.
     pub fn must_ring(&mut self) -> bool {
-        self.bell.must_ring(&self.read, read::HOST_NAP)
+        // A host that is awake looks once more before it sleeps.
+        std::mem::take(&mut self.unrung) && self.bell.must_ring(&self.read, read::HOST_NAP)
     }
 }

@@ -13,6 +13,7 @@ use crate::pool::Source;
 
 /// Timers and what they measure.
 pub(super) struct Suspicion {
+    me: ServerId,
     change: Micros,
     change_cap: Micros,
     host_down: Micros,
@@ -35,6 +36,7 @@ pub(super) struct Suspicion {
 impl Suspicion {
     pub(super) fn new(config: &Config) -> Suspicion {
         Suspicion {
+            me: config.me,
             change: config.change,
             change_cap: config.change_cap,
             host_down: config.host_down,
@@ -108,6 +110,9 @@ impl Suspicion {
     }
 
     fn host_deadline(&self, server: ServerId) -> Option<Micros> {
+        if server == self.me {
+            return None; // A host says nothing of itself.
+        }
         self.down_since[server.index()].map(|since| since.plus(self.host_down))
     }
 
@@ -130,7 +135,7 @@ impl Replica {
         }
         let sequencer = self.term.sequencer(self.config.n);
         let due = |deadline: Option<Micros>| deadline.is_some_and(|at| now >= at);
-        if sequencer != self.config.me && due(self.suspicion.host_deadline(sequencer)) {
+        if due(self.suspicion.host_deadline(sequencer)) {
             return Some(Reason::HostDown);
         }
         if due(self.suspicion.batch_deadline()) {

@@ -269,3 +269,14 @@ fn a_half_sent_record_reaches_everyone_after_its_hosts_death() {
     assert!(cluster.delivered(1), "server 2 got it from server 1 (R5)");
     assert_eq!(cluster.one_order()[0].2, b"x");
 }
+
+#[test]
+fn nothing_is_due_while_nothing_waits() {
+    let mut cluster = Cluster::new(1);
+    cluster.send_all(&order(3, 0, 1, 1, b"x"));
+    cluster.pass(20 * CHANGE_MS);
+    for i in 0..3 {
+        assert_eq!(cluster.status(i).0, Term(0));
+        assert_eq!(cluster.servers[i].replica.next_deadline(), None, "server {i} would spin");
+    }
+}
