@@ -28,6 +28,24 @@ fn a_record_is_hidden_until_its_causal_past_is_exposed() {
 }
 
 #[test]
+fn a_hidden_record_hides_what_has_seen_it() {
+    let mut world = World::new(5);
+    world.write(0, &accept(1));
+    world.send_all(0, 1);
+    world.write(1, &accept(2)); // has seen server 0's
+    world.send_all(0, 2);
+    world.send_all(1, 2);
+    world.write(2, &accept(3)); // has seen both
+    world.send_all(1, 3);
+    world.send_all(2, 3);
+    // Server 1's record is copied, yet hidden for want of server 0's: so server 2's is hidden too.
+    assert_eq!((world.copied(3, 1), world.copied(3, 2)), (1, 1));
+    assert_eq!(world.exposed(3), [0, 0, 0, 0, 0]);
+    world.send_all(0, 3);
+    assert_eq!(world.exposed(3), [1, 1, 1, 0, 0]);
+}
+
+#[test]
 fn in_the_normal_case_every_record_goes_to_every_host_exactly_once() {
     for n in [3, 5] {
         let mut world = World::new(n);

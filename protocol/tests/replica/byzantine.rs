@@ -187,3 +187,30 @@ fn noise_in_the_write_file_harms_nobody_else() {
     cluster.settle();
     assert!(cluster.delivered(2));
 }
+
+#[test]
+fn c2_orders_that_a_base_holds_too_early_are_proposed_again() {
+    let mut cluster = Cluster::new(2);
+    for i in [0, 2, 3, 4] {
+        cluster.kill_guest(i);
+    }
+    let change = Body::Change(Change { term: Term(0), reason: Reason::Batch });
+    let orders: Vec<_> = (1..=2).map(|count| order(5, 0, 1, count, &[count as u8])).collect();
+    cluster.forge(2, &change);
+    // The broken-in sequencer proposes the second order first; server 1 votes, and loses patience
+    // with a batch that nobody else votes for.
+    forge(&mut cluster, 1, &orders[1..]);
+    cluster.forge(0, &change);
+    cluster.pass(CHANGE_MS + 5);
+    assert_eq!(cluster.status(1).0, Term(1));
+    for order in &orders {
+        cluster.send(1, order.clone());
+    }
+    for i in [2, 3, 4] {
+        cluster.restart_guest(i);
+    }
+    cluster.settle();
+    assert!(cluster.delivered(2), "the base's batch delivers nothing; the next one both");
+    assert_eq!(cluster.counter(1, "orders_skipped"), 1);
+    assert_eq!(cluster.status(1).0, Term(1));
+}

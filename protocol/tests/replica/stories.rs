@@ -4,6 +4,7 @@ use crate::support::{CHANGE_MS, Cluster, HOST_DOWN_MS, order};
 use protocol::messages::{Refusal, ToClient, ToServer};
 use shared_registers::host_side::Counter;
 use shared_registers::ids::{ClientId, ServerId, Term};
+use shared_registers::record::{Body, Change, Reason};
 
 #[test]
 fn orders_are_delivered_by_all_in_one_order() {
@@ -142,6 +143,30 @@ fn p3_an_order_that_only_one_client_copy_reached_is_forwarded_to_the_sequencer()
 }
 
 #[test]
+fn p3_a_batch_that_stays_uncommitted_makes_a_change_at_those_who_hold_no_order() {
+    let mut cluster = Cluster::new(2);
+    for i in 2..5 {
+        cluster.kill_guest(i);
+    }
+    cluster.send(0, order(5, 0, 1, 1, b"x"));
+    cluster.pass(CHANGE_MS - 5);
+    assert_eq!(cluster.counter(1, "changes_written"), 0);
+    cluster.pass(10);
+    assert_eq!(cluster.counter(1, "changes_written"), 1);
+}
+
+#[test]
+fn p3_every_new_sequencer_is_told_of_the_orders_that_wait() {
+    let mut cluster = Cluster::new(1);
+    cluster.kill_guest(0);
+    let (everywhere, here) = (order(3, 0, 1, 1, b"x"), order(3, 1, 1, 1, b"y"));
+    cluster.send_all(&everywhere);
+    cluster.send(2, here);
+    cluster.pass_until(2 * CHANGE_MS, |c| c.delivered(2));
+    assert_eq!(cluster.status(1).0, Term(1), "server 1 had it from server 2 alone");
+}
+
+#[test]
 fn p3_a_sequencer_that_proposes_nothing_suspects_itself_too() {
     let mut cluster = Cluster::new(1);
     // Nobody's records reach anyone: the sequencer's batch stays uncommitted at its own place too.
@@ -175,6 +200,24 @@ fn p4_a_term_is_opened_with_what_the_last_one_left_uncommitted() {
     // R5: the third parties hand it over, and the base, or the new sequencer, keeps it.
     cluster.pass_until(20 * CHANGE_MS, |c| c.delivered(1));
     assert_eq!(cluster.one_order()[0].2, b"x");
+}
+
+#[test]
+fn p4_an_empty_opening_is_voted_for_and_commits_its_base() {
+    let mut cluster = Cluster::new(2);
+    for i in 2..5 {
+        cluster.kill_guest(i);
+    }
+    let change = Change { term: Term(0), reason: Reason::Batch };
+    cluster.forge(2, &Body::Change(change));
+    // Servers 0 and 1 vote, which is one vote too few, and lose patience.
+    cluster.send(0, order(5, 0, 1, 1, b"x"));
+    cluster.pass(CHANGE_MS + 5);
+    assert_eq!(cluster.status(1).0, Term(1));
+    cluster.restart_guest(2);
+    cluster.settle();
+    assert!(cluster.delivered(1), "nothing else waits: only votes for the base can commit it");
+    assert_eq!(cluster.counter(1, "batches_proposed"), 0);
 }
 
 #[test]
