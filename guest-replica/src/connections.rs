@@ -118,6 +118,14 @@ struct Connection {
     over: bool,
 }
 
+/// Where a client's answers go: to the connection that its last order came from, or, as long as
+/// none came here (orders go to the sequencer alone), to all of its connections.
+#[derive(Clone, Default)]
+struct Route {
+    last: Option<Token>,
+    all: Vec<Token>,
+}
+
 /// All accepted connections.
 pub(crate) struct Connections {
     identity: Identity,
@@ -130,15 +138,15 @@ pub(crate) struct Connections {
     ready: VecDeque<Token>,
     /// Those that may have something to flush.
     unflushed: Vec<Token>,
-    /// By client, where its answers go: where its last order came from.
-    routes: Vec<Option<Token>>,
+    /// By client, where its answers go.
+    routes: Vec<Route>,
     scratch: Vec<u8>,
 }
 
 impl Connections {
     pub(crate) fn new(identity: Identity, bounds: Bounds) -> Connections {
         Connections {
-            routes: vec![None; identity.keys.replies.len()],
+            routes: vec![Route::default(); identity.keys.replies.len()],
             identity,
             bounds,
             table: BTreeMap::new(),
@@ -247,6 +255,9 @@ impl Connections {
 
     /// Keeps the bounds now that somebody has proved to be `party`.
     fn admit(&mut self, token: Token, party: Party, counters: &mut Counters) {
+        if let Party::Client(client) = party {
+            self.routes[client.index()].all.push(token);
+        }
         let client = matches!(party, Party::Client(_));
         let bound = if client { self.bounds.per_client } else { self.bounds.per_peer };
         if self.of(party).count() > bound {
@@ -285,7 +296,8 @@ impl Connections {
             self.table.remove(&token)
         {
             let route = &mut self.routes[client.index()];
-            *route = route.filter(|t| *t != token);
+            route.last = route.last.filter(|t| *t != token);
+            route.all.retain(|t| *t != token);
         }
     }
 
@@ -317,12 +329,16 @@ impl Connections {
 
     /// From now on this client's answers go to this connection.
     pub(crate) fn route(&mut self, client: ClientId, token: Token) {
-        self.routes[client.index()] = Some(token);
+        self.routes[client.index()].last = Some(token);
     }
 
-    /// Where a client's answers go.
-    pub(crate) fn route_of(&self, client: ClientId) -> Option<Token> {
-        self.routes.get(client.index()).copied().flatten()
+    /// Where a client's answers go, by index: `None` when there are no more.
+    pub(crate) fn route_of(&self, client: ClientId, index: usize) -> Option<Token> {
+        let Route { last, all } = self.routes.get(client.index())?;
+        match last {
+            Some(token) => (index == 0).then_some(*token),
+            None => all.get(index).copied(),
+        }
     }
 
     /// Whether the connection is still there.

@@ -333,9 +333,14 @@ impl Guest {
     }
 
     fn answer(&mut self, client: ClientId, answer: &ToClient) {
-        match self.connections.route_of(client) {
-            Some(token) => self.send(token, &messages::encode(answer)),
-            None => self.counters.dropped_replies += 1,
+        if self.connections.route_of(client, 0).is_none() {
+            self.counters.dropped_replies += 1;
+            return;
+        }
+        let frame = messages::encode(answer);
+        for index in 0.. {
+            let Some(token) = self.connections.route_of(client, index) else { break };
+            self.send(token, &frame);
         }
     }
 

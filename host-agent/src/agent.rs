@@ -359,6 +359,7 @@ impl Agent {
     /// Waits for events, unless there is work; returns how many there are.
     fn sleep(&mut self, events: &mut [EpollEvent], more: bool) -> Result<usize, AgentError> {
         if !more {
+            self.host.registers_mut().prefault();
             // The guest rings only those who say that they sleep: so look once more after that.
             self.host.registers_mut().doze();
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use crate::guest_side::LinkState;
 use crate::ids::{Micros, Seq, ServerId};
 use crate::layout::{Geometry, LayoutError, hint_word, read, stream_word, write};
-use crate::limits::MAX_ORDERS_PER_BATCH;
+use crate::limits::{MAX_ORDERS_PER_BATCH, PREFAULT_AHEAD_BYTES, PREFAULT_STEP_BYTES};
 use crate::record::Record;
 use crate::words::{Doorbell, Words, WordsMut, padded};
 
@@ -151,6 +151,8 @@ struct Stream {
     exposed: u64,
     /// `seen` of the records that are copied and not exposed.
     waiting: VecDeque<Box<[u64]>>,
+    /// The ring's pages are ready up to this place.
+    ready: u64,
 }
 
 impl Stream {
@@ -206,6 +208,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
             copied: 0,
             exposed: 0,
             waiting: VecDeque::new(),
+            ready: 0,
         };
         let bell = Doorbell::resume(&read, read::HOST_NAP);
         HostRegisters {
@@ -364,6 +367,21 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         self.read.store(stream_word(writer, read::COPIED_AT), end, Ordering::Release);
         self.read.store(stream_word(writer, read::COPIED_SEQ), seq, Ordering::Release);
         Ok(())
+    }
+
+    /// Readies the pages that the next records will go to. To be called when there is nothing else
+    /// to do: a page of a sparse file that is stored to for the first time costs as much as a hop.
+    pub fn prefault(&mut self) {
+        for writer in ServerId::all(self.geometry.n) {
+            let ring = self.geometry.stream_ring(writer);
+            let stream = &mut self.streams[writer.index()];
+            let from = stream.ready.max(stream.end());
+            if from < ring.bytes && from < stream.end() + PREFAULT_AHEAD_BYTES {
+                let bytes = PREFAULT_STEP_BYTES.min(ring.bytes - from);
+                ring.prefault(&self.read, from, bytes);
+                stream.ready = from + bytes;
+            }
+        }
     }
 
     /// Exposes to the guest whatever has its causal past exposed (R4). Returns whether there was

@@ -10,7 +10,7 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 
 /// Memory that can be loaded word by word.
 pub trait Words {
@@ -22,6 +22,12 @@ pub trait Words {
     fn fence(&self) {
         fence(Ordering::SeqCst);
     }
+    /// Appends the bytes of `count` words from `start` on to `out`, each loaded once.
+    fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
+        for index in start..start + count {
+            out.extend_from_slice(&self.load(index, Ordering::Relaxed).to_le_bytes());
+        }
+    }
     /// Whether there are no words.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -32,6 +38,23 @@ pub trait Words {
 pub trait WordsMut: Words {
     /// Stores word `index`.
     fn store(&self, index: usize, value: u64, order: Ordering);
+    /// Readies `count` words from `start` on for being stored to soon, if there is anything to ready
+    /// (pages of a file, say). They keep their values.
+    fn prefault(&self, start: usize, count: usize) {
+        let _ = (start, count);
+    }
+    /// Stores `bytes`, zero-padded to whole words, from word `start` on.
+    fn copy_in(&self, start: usize, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        for (i, word) in words.iter().enumerate() {
+            self.store(start + i, u64::from_le_bytes(*word), Ordering::Relaxed);
+        }
+        if !rest.is_empty() {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            self.store(start + words.len(), u64::from_le_bytes(last), Ordering::Relaxed);
+        }
+    }
 }
 
 /// Words in this process's own memory.
@@ -66,11 +89,20 @@ impl<W: Words + ?Sized> Words for std::sync::Arc<W> {
     fn load(&self, index: usize, order: Ordering) -> u64 {
         (**self).load(index, order)
     }
+    fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
+        (**self).copy_out(start, count, out);
+    }
 }
 
 impl<W: WordsMut + ?Sized> WordsMut for std::sync::Arc<W> {
     fn store(&self, index: usize, value: u64, order: Ordering) {
         (**self).store(index, value, order);
+    }
+    fn copy_in(&self, start: usize, bytes: &[u8]) {
+        (**self).copy_in(start, bytes);
+    }
+    fn prefault(&self, start: usize, count: usize) {
+        (**self).prefault(start, count);
     }
 }
 
@@ -79,7 +111,7 @@ impl<W: WordsMut + ?Sized> WordsMut for std::sync::Arc<W> {
 struct Mapping {
     words: NonNull<AtomicU64>,
     len: usize,
-    _map: MmapRaw,
+    map: MmapRaw,
 }
 
 // SAFETY: the mapping is memory that any thread may reach; it is touched through atomics alone and
@@ -93,15 +125,20 @@ impl Mapping {
         let words = NonNull::new(map.as_mut_ptr().cast::<AtomicU64>())
             .filter(|p| p.is_aligned())
             .ok_or_else(|| io::Error::other("the mapping is not aligned"))?;
-        Ok(Mapping { words, len: map.len() / 8, _map: map })
+        Ok(Mapping { words, len: map.len() / 8, map })
     }
 
-    fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(index < self.len, "a word past the end of the mapping");
-        // SAFETY: `words` is the aligned start of a live mapping of at least `len` words, `index`
-        // is below `len`, the mapping outlives `self`, and everybody reaches it as atomics: this
-        // process through this function, others through their own mappings.
-        unsafe { self.words.add(index).as_ref() }
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `words` is the aligned start of a live mapping of at least `len` words, which
+        // outlives `self`. Everybody reaches it as atomics: this process through this slice, which
+        // allows nothing else, others through their own mappings. It is never made a byte slice.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
+    }
+
+    fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
+        for word in &self.words()[start..start + count] {
+            out.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+        }
     }
 }
 
@@ -120,7 +157,10 @@ impl Words for MappedReadOnly {
         self.0.len
     }
     fn load(&self, index: usize, order: Ordering) -> u64 {
-        self.0.word(index).load(order)
+        self.0.words()[index].load(order)
+    }
+    fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
+        self.0.copy_out(start, count, out);
     }
 }
 
@@ -139,13 +179,20 @@ impl Words for MappedReadWrite {
         self.0.len
     }
     fn load(&self, index: usize, order: Ordering) -> u64 {
-        self.0.word(index).load(order)
+        self.0.words()[index].load(order)
+    }
+    fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
+        self.0.copy_out(start, count, out);
     }
 }
 
 impl WordsMut for MappedReadWrite {
     fn store(&self, index: usize, value: u64, order: Ordering) {
-        self.0.word(index).store(value, order);
+        self.0.words()[index].store(value, order);
+    }
+    fn prefault(&self, start: usize, count: usize) {
+        // A kernel that does not know this advice faults the pages in one by one, when stored to.
+        let _ = self.0.map.advise_range(Advice::PopulateWrite, start * 8, count * 8);
     }
 }
 
@@ -164,13 +211,18 @@ impl Ring {
         self.base + ((at & (self.bytes - 1)) / 8) as usize
     }
 
+    /// Bytes from place `at` to where the ring wraps.
+    fn before_wrap(&self, at: u64) -> u64 {
+        self.bytes - (at & (self.bytes - 1))
+    }
+
     /// Stores `bytes`, zero-padded to whole words, at place `at`. Publishing them is a release
     /// store of the caller's.
     pub fn put<W: WordsMut>(&self, words: &W, at: u64, bytes: &[u8]) {
-        for (i, chunk) in bytes.chunks(8).enumerate() {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            words.store(self.word(at + 8 * i as u64), u64::from_le_bytes(word), Ordering::Relaxed);
+        let first = self.before_wrap(at).min(bytes.len() as u64) as usize;
+        words.copy_in(self.word(at), &bytes[..first]);
+        if first < bytes.len() {
+            words.copy_in(self.base, &bytes[first..]);
         }
     }
 
@@ -178,12 +230,22 @@ impl Ring {
     /// check, on the copy.
     pub fn get<W: Words>(&self, words: &W, at: u64, len: usize, out: &mut Vec<u8>) {
         let start = out.len();
-        out.reserve(len.next_multiple_of(8));
-        for i in 0..len.div_ceil(8) {
-            let word = words.load(self.word(at + 8 * i as u64), Ordering::Relaxed);
-            out.extend_from_slice(&word.to_le_bytes());
+        let (padded, room) = (padded(len), self.before_wrap(at));
+        out.reserve(padded as usize);
+        words.copy_out(self.word(at), (padded.min(room) / 8) as usize, out);
+        if padded > room {
+            words.copy_out(self.base, ((padded - room) / 8) as usize, out);
         }
         out.truncate(start + len);
+    }
+
+    /// Readies `bytes` bytes from place `at` on for a [`Self::put`].
+    pub fn prefault<W: WordsMut>(&self, words: &W, at: u64, bytes: u64) {
+        let first = self.before_wrap(at).min(bytes);
+        words.prefault(self.word(at), (first / 8) as usize);
+        if first < bytes {
+            words.prefault(self.base, ((bytes - first) / 8) as usize);
+        }
     }
 
     /// The one word at place `at`.

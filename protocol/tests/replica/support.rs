@@ -167,9 +167,11 @@ impl Cluster {
     /// Lets everything happen that happens without time passing.
     pub(crate) fn settle(&mut self) {
         for _ in 0..10_000 {
-            let hosts = self.pump_hosts();
-            let guests = (0..self.n).fold(false, |any, i| self.pump_guest(i) || any);
-            if !hosts && !guests {
+            let mut any = self.pump_hosts();
+            for i in 0..self.n {
+                any |= self.pump_guest(i);
+            }
+            if !any {
                 return;
             }
         }
