@@ -89,14 +89,25 @@ fn sentence(error: &anyhow::Error) -> String {
     one_line(&text)
 }
 
-/// One sentence on one line. The TOML reader draws the offending line with a ruler and arrows; its
-/// words alone say the same.
+/// One sentence on one line, whatever a cause printed.
 fn one_line(text: &str) -> String {
-    let is_drawing = |line: &&str| {
-        !line.trim_start_matches(|c: char| c == ' ' || c.is_ascii_digit()).starts_with('|')
-    };
-    let lines = text.lines().filter(is_drawing).map(str::trim).filter(|line| !line.is_empty());
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join(": ")
+}
+
+/// Says what is wrong with the command line, or prints the help that was asked for.
+pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
+    if matches!(error.kind(), DisplayHelp | DisplayVersion) {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    // What follows the first paragraph repeats the usage; `--help` tells it better.
+    let what = text.split("\n\n").next().unwrap_or_default();
+    let what = one_line(what.trim_start_matches("error: "));
+    eprintln!("difato: {what}; `difato --help` tells what can be said");
+    ExitCode::from(2)
 }
 
 #[cfg(test)]
@@ -104,14 +115,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_drawn_error_becomes_a_sentence() {
-        let drawn = "x/cluster.toml: TOML parse error at line 3, column 1\n  |\n3 | windo = 64\n  \
-                     | ^^^^^\nunknown field `windo`; mend it there";
-        assert_eq!(
-            one_line(drawn),
-            "x/cluster.toml: TOML parse error at line 3, column 1: unknown field `windo`; mend it \
-             there"
-        );
+    fn what_a_cause_prints_over_several_lines_becomes_one() {
+        assert_eq!(one_line("cannot start\n\n  no room\n"), "cannot start: no room");
     }
 
     #[test]

@@ -38,7 +38,11 @@ use clap::Parser;
 use crate::cli::{Cli, ClusterCommand, Command};
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::report_usage(&error),
+    };
+    match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => exit::report(&error),
     }

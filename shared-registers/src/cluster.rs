@@ -211,8 +211,7 @@ impl Cluster {
 
     /// Reads and checks the text of a `cluster.toml`.
     pub fn parse(text: &str) -> Result<Cluster, String> {
-        let cluster: Cluster =
-            toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+        let cluster: Cluster = toml::from_str(text).map_err(|error| name_key(text, &error))?;
         cluster.check()?;
         Ok(cluster)
     }
@@ -296,6 +295,20 @@ impl Cluster {
         }
         let last = self.clients - 1;
         Err(ConfigError(format!("unknown client {id}: cluster.toml names clients 0 to {last}")))
+    }
+}
+
+/// What is wrong with the text, in a sentence that names the line and its key.
+fn name_key(text: &str, error: &toml::de::Error) -> String {
+    let what = error.message();
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
+        return what.to_owned();
+    };
+    let number = before.lines().count().max(1);
+    let line = text.lines().nth(number - 1).unwrap_or_default();
+    match line.split_once('=') {
+        Some((key, _)) => format!("line {number}, {}: {what}", key.trim()),
+        None => format!("line {number}: {what}"),
     }
 }
 
@@ -424,7 +437,11 @@ mod tests {
             ("f = 1", "f = 2", "[[server]]"),
             ("f = 1", "g = 1", "g"),
             ("clients = 4", "clients = 0", "clients = 0"),
-            ("clients = 4", "clients = \"x\"", "clients"),
+            ("clients = 4", "clients = \"x\"", "clients: "),
+            ("clients = 4", "clients = -4", "clients: "),
+            ("window = 64", "window = \"many\"", "window: "),
+            ("f = 1", "f = ", "f: "),
+            ("[timing]", "[timing", "line 6: "),
             ("window = 64", "window = 0", "window = 0"),
             ("window = 64", "windo = 64", "windo"),
             ("ring_bytes = 1073741824", "ring_bytes = 1000000", "ring_bytes = 1000000"),

@@ -153,6 +153,10 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
         let ring = self.geometry.frame_ring();
         let len = FRAME_HEADER_BYTES - 8 + body.len();
         let size = 8 + padded(len);
+        if self.head.wrapping_sub(consumed) > ring.bytes {
+            // Somebody else stored to this file, and the host has skipped past what is written.
+            self.head = consumed;
+        }
         if self.head + size - consumed > ring.bytes {
             return Err(WriteFull);
         }
