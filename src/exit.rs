@@ -97,10 +97,19 @@ fn one_line(text: &str) -> String {
 
 /// Says what is wrong with the command line, or prints the help that was asked for.
 pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
-    use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
-    if matches!(error.kind(), DisplayHelp | DisplayVersion) {
-        let _ = error.print();
-        return ExitCode::SUCCESS;
+    use clap::error::ErrorKind::{
+        DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion,
+    };
+    match error.kind() {
+        DisplayHelp | DisplayVersion => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            return ExitCode::from(2);
+        }
+        _ => {}
     }
     let text = error.to_string();
     // What follows the first paragraph repeats the usage; `--help` tells it better.

@@ -20,8 +20,8 @@ use tokio::time::Instant;
 
 use crate::error::ServerAccount;
 
-/// Bytes that may wait for a server that does not read. Frames on top are dropped: what they carry
-/// is sent again in time.
+/// Bytes that may wait for a server that does not read. Frames on top are dropped, since what they
+/// carry is sent again in time; a frame for which that is not so ends the connection.
 const MAX_QUEUED_BYTES: usize = 64 << 20;
 /// Wait before the second attempt; it doubles from one to the next.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
@@ -83,6 +83,10 @@ impl Connection {
             backoff: MIN_BACKOFF,
             problem: ServerAccount::NotReached,
         }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.peer.address
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -175,8 +179,12 @@ impl Connection {
         let Stage::Open { wire, .. } = &mut self.stage else { return };
         let sealed = wire.out.len() - wire.sent < MAX_QUEUED_BYTES
             && wire.channel.seal(&[&messages::encode(message)], &mut wire.out);
-        if !sealed {
-            tracing::debug!(address = %self.peer.address, "a frame was dropped");
+        if sealed {
+            return;
+        }
+        tracing::debug!(address = %self.peer.address, "a frame was dropped");
+        if matches!(message, ToServer::Subscribe { .. } | ToServer::Credit { .. }) {
+            wire.broken = Some("it does not read what it is sent".to_owned());
         }
     }
 
@@ -261,6 +269,10 @@ impl Wire {
     }
 
     fn flush(&mut self, cx: &mut Context<'_>) {
+        if self.broken.is_some() {
+            cx.waker().wake_by_ref();
+            return;
+        }
         while self.sent < self.out.len() {
             match Pin::new(&mut self.stream).poll_write(cx, &self.out[self.sent..]) {
                 Poll::Ready(Ok(count)) if count > 0 => self.sent += count,

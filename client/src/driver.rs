@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use protocol::client_session::{self as session, ClientSession, Failure, SessionConfig, Ticket};
 use protocol::listener::{self, Listener, ListenerConfig};
-use protocol::messages::{ToClient, max_frame_bytes};
+use protocol::messages::{ToClient, ToServer, max_frame_bytes};
 use shared_registers::channel::Party;
 use shared_registers::ids::{Micros, OrderNumber, ServerId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -75,6 +75,8 @@ pub(crate) struct Driver {
     /// Nobody can send commands any more.
     deserted: bool,
     connections: Vec<Connection>,
+    /// By server, whether it was said that it cannot be reached.
+    missed: Vec<bool>,
     session: ClientSession,
     listening: Option<Listening>,
     last_ticket: u64,
@@ -116,6 +118,7 @@ impl Driver {
             commands,
             deserted: false,
             connections: connections(&config),
+            missed: vec![false; config.servers.len()],
             session,
             listening: None,
             last_ticket: 0,
@@ -163,7 +166,9 @@ impl Driver {
                 }
             }
             Command::Unsubscribe { id } => {
-                self.listening.take_if(|listening| listening.id == id);
+                if self.listening.as_ref().is_some_and(|listening| listening.id == id) {
+                    self.end_listening(None);
+                }
             }
             Command::Close => {}
         }
@@ -179,16 +184,28 @@ impl Driver {
         let n = self.connections.len();
         let (f, cluster, fetch) = (self.config.f, self.config.cluster, micros(self.config.fetch));
         let listener = Listener::new(ListenerConfig { n, f, cluster, from, fetch });
-        if let Some(old) = self.listening.replace(Listening { id, listener, sink }) {
-            // Nobody listens if it was dropped meanwhile.
-            let _ = old.sink.send(Err(ClientError::Replaced));
-        }
+        self.end_listening(Some(ClientError::Replaced));
+        self.listening = Some(Listening { id, listener, sink });
         let room = listener::Input::Room { messages: WAITING_MESSAGES, bytes: WAITING_BYTES };
         self.tell_listener(room, now);
         for server in ServerId::all(n) {
             if self.connections[server.index()].is_open() {
                 self.tell_listener(listener::Input::Connected(server), now);
             }
+        }
+    }
+
+    /// Ends the subscription, if there is one: tells it why, and the servers to send no more.
+    fn end_listening(&mut self, why: Option<ClientError>) {
+        // What it wanted to be sent comes before the end of it.
+        self.do_it();
+        let Some(listening) = self.listening.take() else { return };
+        if let Some(why) = why {
+            // Nobody listens if it was dropped meanwhile.
+            let _ = listening.sink.send(Err(why));
+        }
+        for connection in &mut self.connections {
+            connection.send(&ToServer::UNSUBSCRIBE);
         }
     }
 
@@ -216,6 +233,10 @@ impl Driver {
                 self.tell_listener(listener::Input::Connected(server), now);
             }
             Incoming::Lost => {
+                let (address, problem) = (connection.address(), connection.problem());
+                if !std::mem::replace(&mut self.missed[server.index()], true) {
+                    tracing::warn!(%server, %address, ?problem, "not connected; goes on trying");
+                }
                 self.tell_session(session::Input::Disconnected(server), now);
                 self.tell_listener(listener::Input::Disconnected(server), now);
             }
@@ -251,22 +272,25 @@ impl Driver {
             }
         }
         self.to_do = to_do;
+        let mut ended = None;
         let mut heard = std::mem::take(&mut self.heard);
         for output in heard.drain(..) {
             let Some(listening) = &self.listening else { continue };
             // A sink that nobody reads is on its way to be unsubscribed.
-            let _ = match output {
+            match output {
                 listener::Output::Send(server, message) => {
                     self.connections[server.index()].send(&message);
-                    continue;
                 }
-                listener::Output::Deliver(delivered) => listening.sink.send(Ok(delivered.into())),
-                listener::Output::TooOld { first } => {
-                    listening.sink.send(Err(ClientError::TooOld { first }))
+                listener::Output::Deliver(delivered) => {
+                    let _ = listening.sink.send(Ok(delivered.into()));
                 }
-            };
+                listener::Output::TooOld { first } => ended = Some(ClientError::TooOld { first }),
+            }
         }
         self.heard = heard;
+        if ended.is_some() {
+            self.end_listening(ended);
+        }
     }
 
     fn answer(&mut self, ticket: Ticket, answer: Result<Reply, ClientError>) {
@@ -320,17 +344,23 @@ impl Driver {
                 self.answer(ticket, Err(error));
             }
         }
-        if self.waiters.is_empty() {
+        self.judge_keys();
+    }
+
+    /// Fails all who wait when so many servers hold other keys that nothing can be believed.
+    fn judge_keys(&mut self) {
+        if self.waiters.is_empty() && self.listening.is_none() {
             return;
         }
         let wrong = |c: &&Connection| !c.is_open() && *c.problem() == ServerAccount::WrongKey;
         let servers = self.connections.iter().filter(wrong).count();
         if servers > self.config.f {
             let (n, key_file) = (self.connections.len(), self.config.key_file.clone());
+            let error = ClientError::WrongKey { servers, n, key_file };
             for (_, waiter) in std::mem::take(&mut self.waiters) {
-                let key_file = key_file.clone();
-                let _ = waiter.answer.send(Err(ClientError::WrongKey { servers, n, key_file }));
+                let _ = waiter.answer.send(Err(error.clone()));
             }
+            self.end_listening(Some(error));
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use crate::driver::Command;
 use crate::error::ClientError;
 
-/// Messages that wait for a subscriber; the listener keeps some more, and drops the rest for later.
+/// Messages that wait for a subscriber; the listener keeps some more, and the servers the rest.
 pub(crate) const WAITING_MESSAGES: u64 = 1024;
 /// Bytes of their payloads; one message more may be over it.
 pub(crate) const WAITING_BYTES: u64 = 8 << 20;
@@ -37,7 +37,7 @@ impl From<Delivered> for Message {
 }
 
 /// A subscription: every message from some place on, in order, without gaps or repeats, whatever
-/// happens to connections. It ends when it is dropped.
+/// happens to connections. It ends when it is dropped: the servers are told to send no more.
 pub struct Subscription {
     id: u64,
     messages: mpsc::UnboundedReceiver<Result<Message, ClientError>>,
@@ -64,8 +64,9 @@ impl Subscription {
     ///
     /// # Errors
     ///
-    /// [`ClientError::TooOld`], [`ClientError::Replaced`] or [`ClientError::Closed`]; the
-    /// subscription is over then, and every further call says the same.
+    /// [`ClientError::TooOld`], [`ClientError::WrongKey`], [`ClientError::Replaced`] or
+    /// [`ClientError::Closed`]; the subscription is over then, and every further call says the
+    /// same. While servers cannot be reached it waits for them, without end.
     pub async fn next(&mut self) -> Result<Message, ClientError> {
         if let Some(error) = &self.ended {
             return Err(error.clone());

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use client::{Client, ClientConfig, ClientError, ServerAccount, StatusError, query_status};
 use fake::{BOUND, Fake, Manner, Manner::*, echo};
+use protocol::listener;
 use shared_registers::cluster::ClientKeys;
 use shared_registers::ids::{ClientId, OrderNumber};
 use tokio::time::timeout;
@@ -121,6 +122,24 @@ fn wrong_reply_keys_fail_at_once_with_the_reason() {
 }
 
 #[test]
+fn wrong_reply_keys_end_a_subscription_with_the_reason() {
+    run(async {
+        let fake = Fake::start(&[WrongKey, Honest, WrongKey]).await;
+        let client = fake.client();
+        let begun = Instant::now();
+        // The second begins after that was found out.
+        for _ in 0..2 {
+            let mut subscription = client.subscribe(OrderNumber(1));
+            for _ in 0..2 {
+                let error = subscription.next().await.unwrap_err();
+                assert!(matches!(error, ClientError::WrongKey { servers: 2, n: 3, .. }), "{error}");
+            }
+        }
+        assert!(begun.elapsed() < BOUND / 2);
+    });
+}
+
+#[test]
 fn the_deadline_says_what_each_server_did() {
     run(async {
         let fake = Fake::start(&[Down, Silent, WrongKey]).await;
@@ -214,19 +233,70 @@ fn a_subscription_has_every_message_in_order_from_where_it_began() {
     });
 }
 
+/// The first `total` messages, all delivered.
+async fn broadcast(client: &Client, total: u64) {
+    let mut pending = Vec::new();
+    for i in 0..total {
+        pending.push(client.submit(i.to_le_bytes().to_vec()).await.unwrap());
+    }
+    for reply in pending {
+        reply.await.unwrap();
+    }
+}
+
+async fn until(what: impl Fn() -> bool) {
+    while !what() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[test]
+fn servers_send_no_more_than_a_subscriber_reads_and_nothing_twice() {
+    run(async {
+        let (fake, client) = start(&[Honest; 3]).await;
+        let total = 10_000;
+        broadcast(&client, total).await;
+        let mut subscription = client.subscribe(OrderNumber(1));
+        // One window in the listener, and one that waits for the subscriber.
+        let window = listener::WINDOW_MESSAGES;
+        until(|| fake.sent().iter().all(|sent| *sent >= window)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(fake.sent().iter().all(|sent| *sent <= 2 * window), "{:?}", fake.sent());
+        for i in 0..total {
+            assert_eq!(subscription.next().await.unwrap().order.0, i + 1);
+        }
+        until(|| fake.sent().iter().all(|sent| *sent >= total)).await;
+        assert_eq!(fake.sent(), [total; 3]);
+    });
+}
+
+#[test]
+fn servers_stop_when_a_subscription_is_dropped() {
+    run(async {
+        let (fake, client) = start(&[Honest; 3]).await;
+        broadcast(&client, 10).await;
+        let subscription = client.subscribe(OrderNumber(1));
+        until(|| fake.sent() == [10; 3]).await;
+        let other = client.subscribe(OrderNumber(6));
+        until(|| fake.sent() == [15; 3]).await;
+        // This one is over already.
+        drop(subscription);
+        broadcast(&client, 1).await;
+        until(|| fake.sent() == [16; 3]).await;
+        drop(other);
+        until(|| fake.subscribed() == 0).await;
+        broadcast(&client, 10).await;
+        assert_eq!(fake.sent(), [16; 3]);
+    });
+}
+
 #[test]
 fn a_slow_subscriber_misses_nothing_and_a_new_one_takes_its_place() {
     run(async {
         let (_fake, client) = start(&[Honest; 3]).await;
         let mut subscription = client.subscribe(OrderNumber(1));
-        let total = 5000u64;
-        let mut pending = Vec::new();
-        for i in 0..total {
-            pending.push(client.submit(i.to_le_bytes().to_vec()).await.unwrap());
-        }
-        for reply in pending {
-            reply.await.unwrap();
-        }
+        let total = 5000;
+        broadcast(&client, total).await;
         for i in 0..total {
             let message = subscription.next().await.unwrap();
             assert_eq!((message.order.0, message.payload), (i + 1, i.to_le_bytes().to_vec()));

@@ -289,9 +289,12 @@ impl Guest {
                 self.counters.forwards_received += 1;
                 self.step(Input::Forward(from, order));
             }
-            Message::Client(client, ToServer::Subscribe { from }) => {
-                tracing::debug!(%client, %from, "a subscriber");
-                self.subscriptions.subscribe(token, from);
+            Message::Client(client, ToServer::Subscribe { from, messages, bytes }) => {
+                tracing::debug!(%client, %from, messages, bytes, "a subscriber");
+                self.subscriptions.subscribe(token, from, messages, bytes);
+            }
+            Message::Client(_, ToServer::Credit { messages, bytes }) => {
+                self.subscriptions.give_credit(token, messages, bytes);
             }
             Message::Client(_, ToServer::FetchDelivery { order }) => self.fetch(token, order),
             Message::Client(client, message @ ToServer::FetchReply { .. }) => {
@@ -344,13 +347,16 @@ impl Guest {
         }
     }
 
-    fn send(&mut self, token: Token, frame: &[u8]) {
-        if self.connections.send(token, frame) {
+    /// Returns whether it was sent.
+    fn send(&mut self, token: Token, frame: &[u8]) -> bool {
+        let sent = self.connections.send(token, frame);
+        if sent {
             self.counters.replies_sent += 1;
             self.counters.reply_bytes_sent += frame.len() as u64;
         } else {
             self.counters.dropped_replies += 1;
         }
+        sent
     }
 
     fn fetch(&mut self, token: Token, order: OrderNumber) {
@@ -359,9 +365,13 @@ impl Guest {
             return;
         }
         match self.replica.delivery(order, true) {
-            Lookup::Found(delivery) => self.send(token, &messages::encode(&delivery)),
+            Lookup::Found(delivery) => {
+                if self.send(token, &messages::encode(&delivery)) {
+                    self.subscriptions.on_fetched(token, &delivery);
+                }
+            }
             Lookup::TooOld { first } => {
-                self.send(token, &messages::encode(&ToClient::TooOld { first }));
+                self.send(token, &messages::encode(&ToClient::TooOld { from: order, first }));
             }
             Lookup::Future => {}
         }

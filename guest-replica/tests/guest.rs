@@ -38,6 +38,24 @@ fn reply(peer: &mut Peer) -> Reply {
     }
 }
 
+/// Has everything from `from` on sent.
+fn subscribe(peer: &mut Peer, from: u64) {
+    let (from, messages, bytes) = (OrderNumber(from), u64::MAX, u64::MAX);
+    peer.send(&ToServer::Subscribe { from, messages, bytes });
+}
+
+/// Nothing more is on its way to it.
+fn hears_nothing(peer: &mut Peer) {
+    // The guest sends deliveries after the turn's answers, so the second one tells.
+    for _ in 0..2 {
+        peer.send(&ToServer::Status);
+        match peer.next() {
+            Some(ToClient::Status(_)) => {}
+            other => panic!("heard {other:?}"),
+        }
+    }
+}
+
 fn delivery(peer: &mut Peer) -> Delivery {
     match peer.next() {
         Some(ToClient::Delivery(delivery)) => delivery,
@@ -50,7 +68,7 @@ fn orders_are_delivered_answered_and_followed_by_subscribers() {
     let cluster = Cluster::start();
     let mut listeners: Vec<_> = (0..3).map(|server| cluster.client(1, server)).collect();
     for listener in &mut listeners {
-        listener.send(&ToServer::Subscribe { from: OrderNumber(0) });
+        subscribe(listener, 0);
     }
     let mut clients: Vec<_> = (0..3).map(|server| cluster.client(0, server)).collect();
     for count in 1..=5 {
@@ -139,7 +157,7 @@ fn nobody_may_say_what_is_not_its_to_say() {
     client.await_closed();
     // The operator may only ask for status.
     let mut operator = cluster.operator(0);
-    operator.send(&ToServer::Subscribe { from: OrderNumber(1) });
+    subscribe(&mut operator, 1);
     operator.await_closed();
     assert_eq!(cluster.count(0, "bad_frames"), 2);
     assert_eq!(cluster.count(0, "orders_received"), 0);
@@ -172,11 +190,11 @@ fn the_number_of_connections_is_bounded() {
 fn a_slow_subscriber_stops_nobody() {
     let cluster = Cluster::start();
     let mut slow = cluster.client(1, 0);
-    slow.send(&ToServer::Subscribe { from: OrderNumber(1) });
+    subscribe(&mut slow, 1);
     // Far more than sockets and the link's buffer hold.
     let payload = vec![b'p'; 1 << 20];
     let mut quick = cluster.client(2, 0);
-    quick.send(&ToServer::Subscribe { from: OrderNumber(1) });
+    subscribe(&mut quick, 1);
     let last = 24;
     for count in 1..=last {
         broadcast(&cluster, 0, count..=count, &payload);
@@ -187,6 +205,34 @@ fn a_slow_subscriber_stops_nobody() {
     for count in 1..=last {
         assert_eq!(delivery(&mut slow).order, OrderNumber(count));
     }
+}
+
+#[test]
+fn a_subscriber_is_sent_what_it_has_credit_for() {
+    let cluster = Cluster::start();
+    broadcast(&cluster, 0, 1..=10, b"hello");
+    let mut listener = cluster.client(1, 0);
+    let (from, bytes) = (OrderNumber(1), 1 << 20);
+    listener.send(&ToServer::Subscribe { from, messages: 3, bytes });
+    (1..=3).for_each(|order| assert_eq!(delivery(&mut listener).order.0, order));
+    hears_nothing(&mut listener);
+    assert_eq!(cluster.count(0, "deliveries_sent"), 3);
+    listener.send(&ToServer::Credit { messages: 2, bytes: 0 });
+    (4..=5).for_each(|order| assert_eq!(delivery(&mut listener).order.0, order));
+    hears_nothing(&mut listener);
+    // Bytes are counted as well; the last delivery may go over.
+    listener.send(&ToServer::Subscribe { from, messages: 100, bytes: 1 });
+    let cost = delivery(&mut listener).cost();
+    hears_nothing(&mut listener);
+    listener.send(&ToServer::Credit { messages: 0, bytes: 2 * cost });
+    (2..=3).for_each(|order| assert_eq!(delivery(&mut listener).order.0, order));
+    hears_nothing(&mut listener);
+    // Who unsubscribes is sent nothing, and credit does not change that.
+    listener.send(&ToServer::UNSUBSCRIBE);
+    listener.send(&ToServer::Credit { messages: u64::MAX, bytes: u64::MAX });
+    broadcast(&cluster, 0, 11..=12, b"hello");
+    hears_nothing(&mut listener);
+    assert_eq!(cluster.count(0, "deliveries_sent"), 8);
 }
 
 #[test]
@@ -210,7 +256,7 @@ fn a_guest_outlives_its_host_agent() {
     // What is known is still served.
     cluster.await_count(0, "bells_lost", 1);
     let mut listener = cluster.client(1, 0);
-    listener.send(&ToServer::Subscribe { from: OrderNumber(2) });
+    subscribe(&mut listener, 2);
     assert_eq!(delivery(&mut listener).order, OrderNumber(2));
     cluster.start_hosts();
     broadcast(&cluster, 0, 4..=6, b"y");

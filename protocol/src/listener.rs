@@ -6,29 +6,45 @@
 //! be of that digest, and is asked for from the agreeing servers in turn if it does not come by
 //! itself. What is complete leaves in order, as fast as the caller has room for it.
 //!
-//! What is ahead of the next wanted one is kept within a window of numbers, and of bytes per
-//! server. What does not fit is dropped and noted, and once there is room that server is asked to
-//! go on from there: so a server can neither flood the listener nor make it miss anything, and the
-//! next wanted delivery is always taken.
+//! A server may send as much as it has credit for: a window of messages and of bytes. It gets
+//! credit back, about half a window at a time, for what has left the listener. So correct servers
+//! never send what the listener cannot keep, however slow its caller is, and send everything once.
+//! They name one delivery after the other without holes, so the credit in messages is a limit to
+//! the order numbers that a server may name; what is beyond it is a liar's, and ignored. A server
+//! is asked to start again only on a new connection, after it left one out, and when it had nothing
+//! so old.
+//!
+//! What earlier subscriptions on the same connection brought on their way needs no care: it is in
+//! order and is taken, or it is not and is ignored, and then the new run comes from its start. The
+//! worst of it is bytes of credit that are given back and were not taken; the next subscription
+//! sets that right, and memory is bounded by what is held, not by credit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use shared_registers::crypto::{ClusterId, Digest};
 use shared_registers::ids::{Micros, OrderId, OrderNumber, ServerId};
+use shared_registers::limits::MAX_PAYLOAD_BYTES;
 use shared_registers::order;
 
-use crate::messages::{Body, Delivery, ToClient, ToServer};
+use crate::messages::{Body, Delivery, MAX_CREDIT_BYTES, MAX_CREDIT_MESSAGES, ToClient, ToServer};
 
-/// How many order numbers, from the next wanted one on, are kept track of.
-pub const WINDOW_ORDERS: u64 = 1024;
-/// Bytes of payload that are kept from one server for orders after the next wanted one.
+/// Messages that one server may send before any of them has left; also how many order numbers, from
+/// the next wanted one on, are kept track of.
+pub const WINDOW_MESSAGES: u64 = 1024;
+/// Bytes that one server may send before any of them have left, by [`Delivery::cost`]; the last
+/// delivery may go over it.
+pub const WINDOW_BYTES: u64 = 8 << 20;
+/// Bytes of payload that are kept from one server for orders after the next wanted one. More than
+/// its window, for the payloads that it is asked for.
 pub const HELD_BYTES_PER_SERVER: usize = 32 << 20;
+const _: () = assert!(WINDOW_MESSAGES <= MAX_CREDIT_MESSAGES && WINDOW_BYTES <= MAX_CREDIT_BYTES);
+const _: () = assert!(WINDOW_BYTES as usize + MAX_PAYLOAD_BYTES <= HELD_BYTES_PER_SERVER);
 /// Missing payloads are asked for only so close to the next wanted order.
 const FETCH_AHEAD: u64 = 64;
 /// The time to the next request for the same payload doubles at most so often.
 const MAX_DOUBLINGS: u32 = 6;
-/// A server that went past the next wanted order without naming it is asked again so often.
-const STALL: Micros = Micros::from_ms(1000);
+/// A server that left an order out is asked again after so long, and so often.
+const ASK_AGAIN: Micros = Micros::from_ms(1000);
 
 /// What a [`Listener`] is made with.
 #[derive(Clone, Debug)]
@@ -107,8 +123,12 @@ pub struct Counters {
     pub late: u64,
     /// Ignored: said before by the same server.
     pub duplicate: u64,
-    /// Dropped, to be sent again: too far ahead.
-    pub ahead: u64,
+    /// Ignored: sent without credit for it, or for an earlier subscription.
+    pub beyond_credit: u64,
+    /// Ignored: the server left out the one before it, or it is of an earlier subscription.
+    pub left_out: u64,
+    /// Payloads that were not kept, to be asked for later: more than one server may have here.
+    pub beyond_hold: u64,
     /// Ignored: contradicts the same server's earlier words, or a payload that does not match.
     pub wrong: u64,
     /// Ignored: not for a listener.
@@ -123,6 +143,8 @@ struct Account {
     vote: Option<Vote>,
     payload: Option<Vec<u8>>,
     gone: bool,
+    /// What its deliveries of this order took of its credit.
+    cost: u64,
 }
 
 /// What the servers said of one order number.
@@ -136,11 +158,15 @@ struct Slot {
 #[derive(Clone, Default)]
 struct Source {
     connected: bool,
-    /// The oldest delivery of its stream that was dropped.
-    lost: Option<OrderNumber>,
-    /// The newest that it named since it was last asked.
-    newest: OrderNumber,
-    /// It keeps nothing before this.
+    /// What it will name next, if it leaves nothing out.
+    expected: OrderNumber,
+    /// What it has no credit to name any more.
+    limit: OrderNumber,
+    /// Bytes that it may be given credit for.
+    returned: u64,
+    /// It left something out, and will be asked again at this time.
+    ask_again_at: Option<Micros>,
+    /// It had `expected` no longer, and nothing before this; its subscription has ended.
     too_old: Option<OrderNumber>,
     /// Bytes that are kept from it.
     held: usize,
@@ -154,8 +180,6 @@ pub struct Listener {
     sources: Vec<Source>,
     /// When to ask for which payload.
     fetches: BTreeSet<(Micros, OrderNumber)>,
-    /// When to look for servers that left something out.
-    stall_at: Micros,
     /// When `f + 1` servers' word that the next is too old is passed on.
     too_old_at: Option<Micros>,
     room_messages: u64,
@@ -177,7 +201,6 @@ impl Listener {
             slots: BTreeMap::new(),
             sources: vec![Source::default(); config.n],
             fetches: BTreeSet::new(),
-            stall_at: Micros(0),
             too_old_at: None,
             room_messages: 0,
             room_bytes: 0,
@@ -199,13 +222,13 @@ impl Listener {
             Input::FromServer(server, ToClient::Delivery(delivery)) => {
                 self.on_delivery(now, server, delivery);
             }
-            Input::FromServer(server, ToClient::TooOld { first }) => {
-                self.on_too_old(server, first);
+            Input::FromServer(server, ToClient::TooOld { from, first }) => {
+                self.on_too_old(server, from, first);
             }
             Input::FromServer(_, _) => self.counters.unknown += 1,
             Input::Connected(server) => {
                 self.sources[server.index()].connected = true;
-                self.subscribe(server, self.next, out);
+                self.subscribe(server, out);
             }
             Input::Disconnected(server) => {
                 let source = &mut self.sources[server.index()];
@@ -218,8 +241,9 @@ impl Listener {
             }
             Input::Tick => self.on_tick(now, out),
         }
-        self.deliver(now, out);
-        self.resubscribe(out);
+        self.deliver(out);
+        self.rejoin(out);
+        self.give_credit(out);
         self.judge_too_old(now, out);
     }
 
@@ -229,9 +253,8 @@ impl Listener {
             return None;
         }
         let fetch = self.fetches.first().map(|(at, _)| *at);
-        let past = self.sources.iter().any(|source| source.newest > self.next);
-        let stall = (past || !self.slots.is_empty()).then_some(self.stall_at);
-        [fetch, stall, self.too_old_at].into_iter().flatten().min()
+        let ask_again = self.sources.iter().filter_map(|source| source.ask_again_at).min();
+        [fetch, ask_again, self.too_old_at].into_iter().flatten().min()
     }
 
     /// The next delivery that is wanted.
@@ -244,51 +267,80 @@ impl Listener {
         self.counters
     }
 
-    fn subscribe(&mut self, server: ServerId, from: OrderNumber, out: &mut Vec<Output>) {
+    /// Has a server start at the next wanted delivery, with a full window of credit.
+    fn subscribe(&mut self, server: ServerId, out: &mut Vec<Output>) {
+        let from = self.next;
+        let limit = from.0.saturating_add(WINDOW_MESSAGES);
         let source = &mut self.sources[server.index()];
-        source.lost = None;
-        source.newest = OrderNumber(0);
-        out.push(Output::Send(server, ToServer::Subscribe { from }));
+        *source = Source {
+            connected: true,
+            expected: from,
+            limit: OrderNumber(limit),
+            held: source.held,
+            ..Source::default()
+        };
+        // The new credit does not depend on what the old was spent for.
+        self.slots.values_mut().for_each(|slot| slot.accounts[server.index()].cost = 0);
+        let messages = limit - from.0;
+        out.push(Output::Send(server, ToServer::Subscribe { from, messages, bytes: WINDOW_BYTES }));
+    }
+
+    fn subscribe_again(&mut self, server: ServerId, out: &mut Vec<Output>) {
+        self.counters.resubscribed += 1;
+        self.subscribe(server, out);
     }
 
     fn on_delivery(&mut self, now: Micros, server: ServerId, delivery: Delivery) {
-        let Delivery { order, id, digest, time, payload } = delivery;
-        let Some(ahead) = order.0.checked_sub(self.next.0) else {
+        let order = delivery.order;
+        let named = |slot: &Slot| slot.accounts[server.index()].vote.is_some();
+        let named = self.slots.get(&order).is_some_and(named);
+        let source = &mut self.sources[server.index()];
+        if order >= source.limit {
+            self.counters.beyond_credit += 1;
+            return;
+        }
+        if order == source.expected {
+            source.expected = order.next();
+            source.ask_again_at = None;
+        } else if order > source.expected && !named {
+            self.counters.left_out += 1;
+            source.ask_again_at.get_or_insert(now.plus(ASK_AGAIN));
+            return;
+        }
+        if order < self.next {
+            source.returned += delivery.cost();
             self.counters.late += 1;
             return;
-        };
-        let source = &mut self.sources[server.index()];
-        source.newest = source.newest.max(order);
-        if ahead >= WINDOW_ORDERS {
-            self.counters.ahead += 1;
-            source.drop_from(order);
-            return;
         }
+        self.take(now, server, delivery);
+    }
+
+    /// Takes the word of a server, which is within its credit and not late.
+    fn take(&mut self, now: Micros, server: ServerId, delivery: Delivery) {
+        let cost = delivery.cost();
+        let Delivery { order, id, digest, time, payload } = delivery;
+        let source = &mut self.sources[server.index()];
         let wrong = |bytes: &[u8]| order::digest(&self.config.cluster, id, bytes) != digest;
         if matches!(&payload, Body::Here(bytes) if wrong(bytes)) {
+            source.returned += cost;
             self.counters.wrong += 1;
             return;
-        }
-        if self.slots.is_empty() {
-            self.stall_at = now.plus(STALL);
         }
         let slot = self.slots.entry(order).or_insert_with(|| Slot::new(self.config.n));
         let vote = (id, digest, time);
         let known_payload = slot.payload_of(digest);
         let account = &mut slot.accounts[server.index()];
+        account.cost += cost;
         let said_before = account.vote.is_some();
         if *account.vote.get_or_insert(vote) != vote {
             self.counters.wrong += 1;
             return;
         }
-        if source.lost == Some(order) {
-            source.lost = None;
-        }
         let news = match payload {
             Body::Here(bytes) if !known_payload => {
-                if ahead > 0 && source.held + bytes.len() > HELD_BYTES_PER_SERVER {
-                    self.counters.ahead += 1;
-                    source.drop_from(order);
+                let full = source.held + bytes.len() > HELD_BYTES_PER_SERVER;
+                if full && order > self.next {
+                    self.counters.beyond_hold += 1;
                 } else {
                     source.held += bytes.len();
                     account.payload = Some(bytes);
@@ -308,17 +360,25 @@ impl Listener {
         }
     }
 
-    fn on_too_old(&mut self, server: ServerId, first: OrderNumber) {
+    fn on_too_old(&mut self, server: ServerId, from: OrderNumber, first: OrderNumber) {
         let source = &mut self.sources[server.index()];
-        source.too_old = Some(first);
-        if first <= self.next {
-            // It answers an earlier subscription; by now it has what is wanted.
+        let slot = self.slots.get_mut(&from);
+        let account = slot.map(|slot| &mut slot.accounts[server.index()]);
+        if first <= from {
+            self.counters.wrong += 1;
+        } else if from == source.expected {
+            source.too_old = Some(first);
+            source.ask_again_at = None;
+        } else if let Some(account) = account.filter(|account| account.vote.is_some()) {
+            // It was asked for the payload.
+            account.gone = true;
+        } else {
             self.counters.late += 1;
         }
     }
 
     /// Hands out what is complete, in order, while the caller has room.
-    fn deliver(&mut self, now: Micros, out: &mut Vec<Output>) {
+    fn deliver(&mut self, out: &mut Vec<Output>) {
         while self.room_messages > 0 && self.room_bytes > 0 && self.next_is_complete() {
             let order = self.next;
             let Some(slot) = self.slots.remove(&order) else { return };
@@ -326,6 +386,7 @@ impl Listener {
             let mut payload = None;
             for (source, account) in self.sources.iter_mut().zip(slot.accounts) {
                 source.held -= account.payload.as_ref().map_or(0, Vec::len);
+                source.returned += account.cost;
                 let right = account.vote.is_some_and(|vote| vote.1 == digest);
                 payload = payload.or(account.payload.filter(|_| right));
             }
@@ -334,7 +395,6 @@ impl Listener {
             self.room_bytes = self.room_bytes.saturating_sub(payload.len() as i64);
             self.counters.delivered += 1;
             self.next = order.next();
-            self.stall_at = now.plus(STALL);
             out.push(Output::Deliver(Delivered { order, id, time, payload }));
         }
     }
@@ -343,23 +403,29 @@ impl Listener {
         self.slots.get(&self.next).is_some_and(Slot::is_complete)
     }
 
-    /// Asks servers whose stream was dropped, or that had nothing so old, to go on, now that there
-    /// is room.
-    fn resubscribe(&mut self, out: &mut Vec<Output>) {
-        let next = self.next;
+    /// Has servers start again that had nothing so old, now that the next is not too old for them.
+    fn rejoin(&mut self, out: &mut Vec<Output>) {
         for server in ServerId::all(self.config.n) {
-            let source = &mut self.sources[server.index()];
-            if source.too_old.is_some_and(|first| first <= next) {
-                source.too_old = None;
-                source.drop_from(next);
+            let too_old = self.sources[server.index()].too_old;
+            if too_old.is_some_and(|first| first <= self.next) {
+                self.subscribe_again(server, out);
             }
-            let Some(lost) = source.lost.filter(|_| source.connected) else { continue };
-            let from = lost.max(next);
-            // Half of the room must be free, else it would be dropped again soon.
-            let near = from.0 - next.0 <= WINDOW_ORDERS / 2;
-            if near && (from == next || source.held <= HELD_BYTES_PER_SERVER / 2) {
-                self.counters.resubscribed += 1;
-                self.subscribe(server, from, out);
+        }
+    }
+
+    /// Gives servers credit for what has left or was of no use, once it is worth a message. What a
+    /// server has not named it cannot have spent, so nobody gets more than a window.
+    fn give_credit(&mut self, out: &mut Vec<Output>) {
+        for (server, source) in ServerId::all(self.config.n).zip(&mut self.sources) {
+            if !source.connected || source.too_old.is_some() {
+                continue;
+            }
+            let limit = source.expected.min(self.next).0.saturating_add(WINDOW_MESSAGES);
+            let messages = limit - source.limit.0;
+            if messages >= WINDOW_MESSAGES / 2 || source.returned >= WINDOW_BYTES / 2 {
+                source.limit = OrderNumber(limit);
+                let bytes = std::mem::take(&mut source.returned);
+                out.push(Output::Send(server, ToServer::Credit { messages, bytes }));
             }
         }
     }
@@ -367,7 +433,9 @@ impl Listener {
     /// Passes on that the next wanted delivery is no longer kept, when `f + 1` servers say so: one
     /// of them is correct. The rest get `T_fetch` to say their `first`, for a better answer.
     fn judge_too_old(&mut self, now: Micros, out: &mut Vec<Output>) {
-        let claims = self.sources.iter().filter_map(|source| source.too_old);
+        // Who named the next wanted one and has not the one after that says nothing of it.
+        let there = self.sources.iter().filter(|source| source.expected <= self.next);
+        let claims = there.filter_map(|source| source.too_old);
         let mut claims: Vec<_> = claims.filter(|first| *first > self.next).collect();
         if claims.len() <= self.config.f || self.next_is_complete() {
             self.too_old_at = None;
@@ -395,20 +463,10 @@ impl Listener {
             self.fetches.pop_first();
             self.fetch(now, order, out);
         }
-        if now < self.stall_at {
-            return;
-        }
-        self.stall_at = now.plus(STALL);
-        if self.next_is_complete() {
-            return; // The caller has no room.
-        }
-        // A stream has no holes: who went past the next one has left it out.
-        let next = self.next;
-        let voted = |i: usize| self.slots.get(&next).is_some_and(|s| s.accounts[i].vote.is_some());
-        let voted: Vec<_> = (0..self.config.n).map(voted).collect();
-        for (source, voted) in self.sources.iter_mut().zip(voted) {
-            if source.connected && source.newest > next && !voted {
-                source.drop_from(next);
+        for server in ServerId::all(self.config.n) {
+            let source = &self.sources[server.index()];
+            if source.ask_again_at.is_some_and(|at| at <= now) {
+                self.subscribe_again(server, out);
             }
         }
     }
@@ -440,19 +498,14 @@ impl Listener {
         let gone = slot.accounts.iter().filter(|a| a.gone && a.vote == Some(agreed)).count();
         if order == self.next && gone > self.config.f {
             // Then it is too old by now: let each say from where on it keeps them.
-            for (source, account) in self.sources.iter_mut().zip(&mut slot.accounts) {
-                if std::mem::take(&mut account.gone) {
-                    source.drop_from(order);
+            let gone = |a: &mut Account| std::mem::take(&mut a.gone);
+            let gone: Vec<_> = slot.accounts.iter_mut().map(gone).collect();
+            for (server, gone) in ServerId::all(n).zip(gone) {
+                if gone && self.sources[server.index()].connected {
+                    self.subscribe_again(server, out);
                 }
             }
         }
-    }
-}
-
-impl Source {
-    /// Notes that its stream was dropped at `order`.
-    fn drop_from(&mut self, order: OrderNumber) {
-        self.lost = Some(self.lost.map_or(order, |lost| lost.min(order)));
     }
 }
 

@@ -18,6 +18,14 @@ use shared_registers::order;
 const MAX_MESSAGE_BYTES: usize = MAX_PAYLOAD_BYTES + OVERHEAD_BYTES;
 const OVERHEAD_BYTES: usize = 16 << 10;
 
+/// Most messages of credit that a server honours; what is granted on top is lost.
+pub const MAX_CREDIT_MESSAGES: u64 = 1 << 16;
+/// Most bytes of credit that a server honours; what is granted on top is lost.
+pub const MAX_CREDIT_BYTES: u64 = 1 << 28;
+/// What a delivery costs on top of its payload's bytes: about what its other fields and its frame
+/// take on the wire, so that one without a payload is not free.
+pub const DELIVERY_COST_BYTES: u64 = 128;
+
 /// The frame limit of a cluster whose payloads are at most `max_payload_bytes`.
 pub const fn max_frame_bytes(max_payload_bytes: usize) -> usize {
     max_payload_bytes + OVERHEAD_BYTES
@@ -57,18 +65,80 @@ pub enum ToServer {
         /// Which of its orders.
         count: u64,
     },
-    /// Send me every delivery from `from` on.
+    /// Send me every delivery from `from` on, while there is [`Credit`]. It takes the place of what
+    /// this connection subscribed to before, and of its credit. With `messages: 0` nothing is sent
+    /// any more: that is how one unsubscribes, see [`Self::UNSUBSCRIBE`].
     Subscribe {
         /// The first that is wanted.
         from: OrderNumber,
+        /// So many may be sent.
+        messages: u64,
+        /// And about so many bytes of them: see [`Delivery::cost`].
+        bytes: u64,
     },
-    /// The bytes of a delivery that this subscriber knows by its digest alone.
+    /// The subscription may go on for so much more. Means nothing without one.
+    Credit {
+        /// So many messages.
+        messages: u64,
+        /// And so many bytes.
+        bytes: u64,
+    },
+    /// The bytes of a delivery that this subscriber knows by its digest alone. They are sent even
+    /// if there is no credit, and taken from its bytes.
     FetchDelivery {
         /// Which.
         order: OrderNumber,
     },
     /// How are you? Also the only question that the operator may ask.
     Status,
+}
+
+impl ToServer {
+    /// Ends a subscription.
+    pub const UNSUBSCRIBE: ToServer =
+        ToServer::Subscribe { from: OrderNumber(1), messages: 0, bytes: 0 };
+}
+
+/// What a subscriber has allowed a server to send and was not sent yet. Only what is sent is
+/// limited by it; what it costs to keep is one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credit {
+    messages: u64,
+    /// Negative after the last delivery and after bytes that were asked for.
+    bytes: i64,
+}
+
+impl Credit {
+    /// What a subscription starts with.
+    pub fn new(messages: u64, bytes: u64) -> Credit {
+        let mut credit = Credit { messages: 0, bytes: 0 };
+        credit.add(messages, bytes);
+        credit
+    }
+
+    /// Adds to it, up to [`MAX_CREDIT_MESSAGES`] and [`MAX_CREDIT_BYTES`].
+    pub fn add(&mut self, messages: u64, bytes: u64) {
+        self.messages = self.messages.saturating_add(messages).min(MAX_CREDIT_MESSAGES);
+        let bytes = bytes.min(MAX_CREDIT_BYTES) as i64;
+        self.bytes = self.bytes.saturating_add(bytes).min(MAX_CREDIT_BYTES as i64);
+    }
+
+    /// Whether a delivery may be sent: there is a message and a byte left, so that the last one may
+    /// take more bytes than there are.
+    pub fn allows(&self) -> bool {
+        self.messages > 0 && self.bytes > 0
+    }
+
+    /// A delivery of this [cost](Delivery::cost) was sent.
+    pub fn spend(&mut self, cost: u64) {
+        self.messages = self.messages.saturating_sub(1);
+        self.spend_bytes(cost);
+    }
+
+    /// A delivery of this cost was sent because it was asked for.
+    pub fn spend_bytes(&mut self, cost: u64) {
+        self.bytes = self.bytes.saturating_sub_unsigned(cost);
+    }
 }
 
 /// From a guest to a guest: an order that its client sent to the first, for the sequencer (P3).
@@ -82,8 +152,11 @@ pub enum ToClient {
     Reply(Reply),
     /// A delivery, for a subscriber.
     Delivery(Delivery),
-    /// The subscriber wants deliveries that are no longer kept; `first` is the oldest that is.
+    /// A delivery that this client asked for, or is the next of its subscription, is no longer kept.
+    /// In the second case the subscription has ended.
     TooOld {
+        /// That delivery.
+        from: OrderNumber,
         /// The oldest that is kept.
         first: OrderNumber,
     },
@@ -159,6 +232,17 @@ pub struct Delivery {
     pub time: Micros,
     /// The message, from one server (the sequencer) or on request.
     pub payload: Body,
+}
+
+impl Delivery {
+    /// The bytes of [`Credit`] that it takes to send this.
+    pub fn cost(&self) -> u64 {
+        let payload = match &self.payload {
+            Body::Here(bytes) => bytes.len() as u64,
+            Body::Elsewhere | Body::Gone => 0,
+        };
+        DELIVERY_COST_BYTES + payload
+    }
 }
 
 /// What a server says of itself. All counters since its process started.
@@ -247,6 +331,29 @@ mod tests {
         assert_eq!(decode_to_server(&bytes, ClientId(2), 3), Ok(ToServer::Order(sample())));
         assert_eq!(decode_to_server(&bytes, ClientId(1), 3), Err(Malformed));
         assert_eq!(decode_to_server(&bytes, ClientId(2), 5), Err(Malformed));
+    }
+
+    #[test]
+    fn credit_neither_wraps_nor_grows_past_its_bounds() {
+        let mut credit = Credit::new(u64::MAX, u64::MAX);
+        credit.add(u64::MAX, u64::MAX);
+        assert_eq!(credit, Credit::new(MAX_CREDIT_MESSAGES, MAX_CREDIT_BYTES));
+        (0..MAX_CREDIT_MESSAGES).for_each(|_| credit.spend(0));
+        assert!(!credit.allows());
+        credit.spend(u64::MAX);
+        credit.spend(u64::MAX);
+        credit.add(1, u64::MAX);
+        assert!(!credit.allows(), "what was asked for beyond the credit is paid back first");
+        // Both must be there, and the last delivery may take more than there is.
+        let mut credit = Credit::new(2, 1);
+        credit.spend(100);
+        assert!(!credit.allows());
+        credit.add(0, 99);
+        assert!(!credit.allows());
+        credit.add(0, 1);
+        assert!(credit.allows());
+        credit.spend(0);
+        assert!(!credit.allows());
     }
 
     proptest! {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use client::{Client, ClientConfig};
 use protocol::messages::{
-    Body, Delivery, Refusal, Reply, Status, ToClient, ToServer, decode, encode, max_frame_bytes,
+    Body, Credit, Delivery, Refusal, Reply, Status, ToClient, ToServer, decode, encode,
+    max_frame_bytes,
 };
 use shared_registers::channel::{Channel, Event, Party};
 use shared_registers::cluster::{ClientKeys, Cluster, OperatorKeys, ServerAddresses};
@@ -46,7 +47,10 @@ struct Shared {
     delivered: Vec<(OrderId, Vec<u8>)>,
     /// To each server: it is to tell the client this.
     outboxes: Vec<mpsc::UnboundedSender<ToClient>>,
-    subscribed: Vec<Option<u64>>,
+    /// By server: which delivery is next, and the credit for it.
+    subscribed: Vec<Option<(usize, Credit)>>,
+    /// By server: deliveries sent by subscription.
+    sent: Vec<u64>,
 }
 
 /// The cluster.
@@ -78,6 +82,7 @@ impl Fake {
             let mut locked = shared.lock().unwrap();
             locked.outboxes.push(outbox);
             locked.subscribed.push(None);
+            locked.sent.push(0);
             if manner != Manner::Down {
                 let server = Server { id, manner, shared: shared.clone() };
                 tokio::spawn(server.run(listener, told));
@@ -106,6 +111,16 @@ impl Fake {
 
     pub(crate) fn client(&self) -> Client {
         Client::connect(self.config())
+    }
+
+    /// By server: how many deliveries it has sent a subscriber.
+    pub(crate) fn sent(&self) -> Vec<u64> {
+        self.shared.lock().unwrap().sent.clone()
+    }
+
+    /// How many servers have a subscriber.
+    pub(crate) fn subscribed(&self) -> usize {
+        self.shared.lock().unwrap().subscribed.iter().flatten().count()
     }
 
     /// Payloads in the order of their delivery.
@@ -189,11 +204,18 @@ impl Server {
                 }
                 Vec::new()
             }
-            ToServer::Subscribe { from } => {
-                shared.subscribed[self.id] = Some(from.0);
-                (from.0 as usize - 1..shared.delivered.len())
-                    .map(|at| self.delivery(&shared, at, self.id == 0))
-                    .collect()
+            ToServer::Subscribe { from, messages, bytes } => {
+                let wanted = (from.0 as usize - 1, Credit::new(messages, bytes));
+                shared.subscribed[self.id] = (messages > 0).then_some(wanted);
+                pump(&mut shared, self.id);
+                Vec::new()
+            }
+            ToServer::Credit { messages, bytes } => {
+                if let Some((_, credit)) = &mut shared.subscribed[self.id] {
+                    credit.add(messages, bytes);
+                }
+                pump(&mut shared, self.id);
+                Vec::new()
             }
             ToServer::FetchReply { session, count } => {
                 let find =
@@ -202,7 +224,8 @@ impl Server {
                 at.map(|at| self.reply(&shared, at, true)).into_iter().collect()
             }
             ToServer::FetchDelivery { order } => {
-                vec![self.delivery(&shared, order.0 as usize - 1, true)]
+                let lie = self.manner == Manner::Lying;
+                vec![ToClient::Delivery(delivery(&shared, order.0 as usize - 1, true, lie))]
             }
             ToServer::Status => {
                 let delivered = OrderNumber(shared.delivered.len() as u64);
@@ -215,26 +238,35 @@ impl Server {
     fn reply(&self, shared: &Shared, at: usize, with: bool) -> ToClient {
         reply(shared, at, with, self.manner == Manner::Lying)
     }
-
-    fn delivery(&self, shared: &Shared, at: usize, with: bool) -> ToClient {
-        delivery(shared, at, with, self.manner == Manner::Lying)
-    }
 }
 
 /// Puts an order in the list; every server tells the client, server 0 with the bytes.
 fn deliver(shared: &mut Shared, id: OrderId, payload: Vec<u8>) {
     shared.delivered.push((id, payload));
     let at = shared.delivered.len() - 1;
-    for (server, outbox) in shared.outboxes.iter().enumerate() {
+    for server in 0..shared.outboxes.len() {
         let manner = shared.manners[server];
         if matches!(manner, Manner::Silent | Manner::Down) {
             continue;
         }
-        let lie = manner == Manner::Lying;
-        outbox.send(reply(shared, at, server == 0, lie)).unwrap();
-        if shared.subscribed[server].is_some() {
-            outbox.send(delivery(shared, at, server == 0, lie)).unwrap();
-        }
+        let reply = reply(shared, at, server == 0, manner == Manner::Lying);
+        shared.outboxes[server].send(reply).unwrap();
+        pump(shared, server);
+    }
+}
+
+/// Has a server send its subscriber what there is credit for.
+fn pump(shared: &mut Shared, server: usize) {
+    let lie = shared.manners[server] == Manner::Lying;
+    while let Some((next, mut credit)) = shared.subscribed[server]
+        && next < shared.delivered.len()
+        && credit.allows()
+    {
+        let delivery = delivery(shared, next, server == 0, lie);
+        credit.spend(delivery.cost());
+        shared.outboxes[server].send(ToClient::Delivery(delivery)).unwrap();
+        shared.subscribed[server] = Some((next + 1, credit));
+        shared.sent[server] += 1;
     }
 }
 
@@ -247,10 +279,10 @@ fn reply(shared: &Shared, at: usize, with: bool, lie: bool) -> ToClient {
     ToClient::Reply(Reply { session: *session, count: *count, order, digest, term, body })
 }
 
-fn delivery(shared: &Shared, at: usize, with: bool, lie: bool) -> ToClient {
+fn delivery(shared: &Shared, at: usize, with: bool, lie: bool) -> Delivery {
     let (id, payload) = &shared.delivered[at];
     let payload = if lie { b"a lie".to_vec() } else { payload.clone() };
     let (order, digest) = (OrderNumber(at as u64 + 1), order::digest(&CLUSTER, *id, &payload));
     let payload = if with || lie { Body::Here(payload) } else { Body::Elsewhere };
-    ToClient::Delivery(Delivery { order, id: *id, digest, time: Micros(5), payload })
+    Delivery { order, id: *id, digest, time: Micros(5), payload }
 }

@@ -197,7 +197,7 @@ fn replies_count_for_exactly_the_order_that_they_name() {
         let other_session = Reply { session: SESSION + 1, ..reply(1, 4, b"yes", here(b"yes")) };
         story.reply(server, other_session);
         story.reply(server, reply(2, 4, b"yes", here(b"yes")));
-        story.say(server, ToClient::TooOld { first: OrderNumber(1) });
+        story.say(server, ToClient::TooOld { from: OrderNumber(1), first: OrderNumber(2) });
     }
     assert_eq!(story.done(), []);
     assert_eq!(story.session.counters().unknown, 9);
