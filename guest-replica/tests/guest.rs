@@ -76,7 +76,9 @@ fn orders_are_delivered_answered_and_followed_by_subscribers() {
             client.send(&ToServer::Order(cluster.order(0, count, b"hello")));
         }
         for client in &mut clients {
-            let answer = reply(client);
+            // An order that comes after its delivery is answered once more.
+            let mut answers = std::iter::repeat_with(|| reply(client));
+            let answer = answers.find(|answer| answer.count >= count).unwrap();
             assert_eq!((answer.count, answer.order), (count, OrderNumber(count)));
         }
         for (server, listener) in listeners.iter_mut().enumerate() {
@@ -90,7 +92,9 @@ fn orders_are_delivered_answered_and_followed_by_subscribers() {
     listeners[2].send(&ToServer::FetchDelivery { order: OrderNumber(3) });
     assert_eq!(delivery(&mut listeners[2]).payload, Body::Here(b"hello".to_vec()));
     clients[2].send(&ToServer::FetchReply { session: 1, count: 5 });
-    assert_eq!(reply(&mut clients[2]).body, Body::Here(5u64.to_le_bytes().to_vec()));
+    let mut answers = std::iter::repeat_with(|| reply(&mut clients[2]).body);
+    let body = answers.find(|body| *body != Body::Elsewhere);
+    assert_eq!(body, Some(Body::Here(5u64.to_le_bytes().to_vec())));
 
     let status = cluster.status(1);
     assert_eq!((status.id, status.delivered), (ServerId(1), OrderNumber(5)));

@@ -4,10 +4,19 @@
 pub const DIRECT_ORDERS: usize = 512;
 /// Bytes of their payloads; one order is held in any case.
 pub const DIRECT_BYTES: usize = 4 << 20;
+/// ... and of all clients together: each has its share.
+pub const DIRECT_TOTAL_BYTES: usize = 512 << 20;
 /// Orders held that one other server forwarded.
 pub const FORWARDED_ORDERS: usize = 1024;
 /// Bytes of their payloads; one order is held in any case.
 pub const FORWARDED_BYTES: usize = 8 << 20;
+/// Orders that go to a new sequencer when its term begins; clients send again what did not.
+pub const FORWARDED_AT_ONCE: usize = 1024;
+/// Bytes of their payloads.
+pub const FORWARDED_AT_ONCE_BYTES: usize = 8 << 20;
+/// An order that its client sends again goes on to the sequencer again, if it did not come within
+/// so many microseconds before.
+pub const FORWARD_AGAIN_US: u64 = 100_000;
 /// How far ahead of its client's last delivered order an order may be to be held.
 pub const EARLY_ORDERS: u64 = 512;
 /// Orders of one client that one batch takes before the others get their turn.

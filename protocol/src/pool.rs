@@ -10,7 +10,10 @@ use std::ops::Bound;
 use shared_registers::ids::{ClientId, Micros, OrderId, ServerId};
 
 use crate::ledger::{Last, Verdict, judge};
-use crate::limits::{DIRECT_BYTES, DIRECT_ORDERS, FORWARDED_BYTES, FORWARDED_ORDERS};
+use crate::limits::{
+    ABANDONED_US, DIRECT_BYTES, DIRECT_ORDERS, DIRECT_TOTAL_BYTES, FORWARDED_BYTES,
+    FORWARDED_ORDERS,
+};
 use crate::messages::OrderMessage;
 
 /// Who sent a copy.
@@ -38,11 +41,20 @@ pub struct Held {
 pub enum Offered {
     /// It is held now.
     Taken,
-    /// This source's copy of it is held already.
-    Known,
+    /// This source's copy of it is held already; it came last at this time.
+    Known(Micros),
     /// This source's limit is reached.
     Full,
 }
+
+/// How much one source may have held.
+#[derive(Clone, Copy)]
+struct Limits {
+    orders: usize,
+    bytes: usize,
+}
+
+type MayGo<'a> = &'a dyn Fn(&Held) -> bool;
 
 /// The copies of one source.
 #[derive(Default)]
@@ -54,15 +66,18 @@ struct Copies {
 }
 
 impl Copies {
-    fn offer(&mut self, held: Held, max_orders: usize, max_bytes: usize) -> Offered {
+    /// Takes a copy within the limits. If they are reached, one that is its client's next takes the
+    /// place of one that `may_go`.
+    fn offer(&mut self, held: Held, limits: Limits, is_next: bool, may_go: MayGo<'_>) -> Offered {
         let (id, bytes) = (held.message.id, held.message.payload.len());
         if let Some(known) = self.orders.get_mut(&id) {
-            known.refreshed = held.arrived;
-            return Offered::Known;
+            return Offered::Known(std::mem::replace(&mut known.refreshed, held.arrived));
         }
-        let over = self.orders.len() >= max_orders || self.bytes + bytes > max_bytes;
-        if over && !self.orders.is_empty() {
-            return Offered::Full;
+        let Limits { orders, bytes: max_bytes } = limits;
+        while self.orders.len() >= orders || (self.bytes + bytes > max_bytes && self.bytes > 0) {
+            let victim = self.orders.values().rev().find(|other| is_next && may_go(other));
+            let Some(victim) = victim.map(|other| other.message.id) else { return Offered::Full };
+            self.remove(victim);
         }
         self.bytes += bytes;
         self.orders.insert(id, held);
@@ -120,15 +135,30 @@ impl Pool {
         }
     }
 
-    /// Offers a copy.
-    pub fn offer(&mut self, source: Source, message: OrderMessage, now: Micros) -> Offered {
-        let (max_orders, max_bytes) = match source {
-            Source::Client(_) => (DIRECT_ORDERS, DIRECT_BYTES),
-            Source::Server(_) => (FORWARDED_ORDERS, FORWARDED_BYTES),
+    /// Offers a copy. `verdict` says what C2 would do with an order: when the source's limit is
+    /// reached, its copies that are too early, or were long not sent again, make room for a next.
+    pub fn offer(
+        &mut self,
+        source: Source,
+        message: OrderMessage,
+        now: Micros,
+        verdict: impl Fn(OrderId) -> Verdict,
+    ) -> Offered {
+        let limits = match source {
+            Source::Client(_) => {
+                let share = DIRECT_TOTAL_BYTES / self.direct.len().max(1);
+                Limits { orders: DIRECT_ORDERS, bytes: DIRECT_BYTES.min(share) }
+            }
+            Source::Server(_) => Limits { orders: FORWARDED_ORDERS, bytes: FORWARDED_BYTES },
+        };
+        let is_next = verdict(message.id) == Verdict::Next;
+        let may_go = |other: &Held| {
+            verdict(other.message.id) != Verdict::Next
+                || now.since(other.refreshed) > Micros(ABANDONED_US)
         };
         let Some(copies) = self.copies(source) else { return Offered::Full };
-        let offered =
-            copies.offer(Held { message, arrived: now, refreshed: now }, max_orders, max_bytes);
+        let held = Held { message, arrived: now, refreshed: now };
+        let offered = copies.offer(held, limits, is_next, &may_go);
         if let (Source::Client(client), Offered::Taken) = (source, offered) {
             self.holding.insert(client);
         }
@@ -199,9 +229,9 @@ impl Pool {
         self.holding.iter().copied()
     }
 
-    /// All direct copies, by client and in each client's order.
-    pub fn direct(&self) -> impl Iterator<Item = &Held> {
-        self.holding.iter().flat_map(|client| self.direct[client.index()].orders.values())
+    /// The `nth` direct copy, from 0, of each client that has so many, in each client's order.
+    pub fn direct_nth(&self, nth: usize) -> impl Iterator<Item = &Held> {
+        self.holding.iter().filter_map(move |c| self.direct[c.index()].orders.values().nth(nth))
     }
 
     /// Clients of which `server` forwarded copies.
@@ -210,11 +240,6 @@ impl Pool {
             self.forwarded[server.index()].orders.keys().map(|id| id.client).collect();
         clients.dedup();
         clients
-    }
-
-    /// Whether any forwarded copy is held.
-    pub fn has_forwarded(&self) -> bool {
-        self.forwarded.iter().any(|copies| !copies.orders.is_empty())
     }
 }
 
@@ -225,6 +250,10 @@ mod tests {
     const CLIENT: ClientId = ClientId(0);
     const DIRECT: Source = Source::Client(CLIENT);
 
+    fn offer(pool: &mut Pool, source: Source, message: OrderMessage) -> Offered {
+        pool.offer(source, message, Micros(0), |id| judge((0, 0), id))
+    }
+
     fn order(session: u64, count: u64, bytes: usize) -> OrderMessage {
         let id = OrderId { client: CLIENT, session, count };
         OrderMessage { id, payload: vec![0; bytes], macs: vec![] }
@@ -234,23 +263,33 @@ mod tests {
     fn a_source_is_limited_without_harm_to_others() {
         let mut pool = Pool::new(1, 3);
         for count in 1..=DIRECT_ORDERS as u64 {
-            assert_eq!(pool.offer(DIRECT, order(1, count, 0), Micros(0)), Offered::Taken);
+            assert_eq!(offer(&mut pool, DIRECT, order(1, count, 0)), Offered::Taken);
         }
-        assert_eq!(pool.offer(DIRECT, order(1, 1, 0), Micros(0)), Offered::Known);
-        assert_eq!(pool.offer(DIRECT, order(1, 9999, 0), Micros(0)), Offered::Full);
+        assert_eq!(offer(&mut pool, DIRECT, order(1, 1, 0)), Offered::Known(Micros(0)));
+        assert_eq!(offer(&mut pool, DIRECT, order(1, 9999, 0)), Offered::Full);
         let server = Source::Server(ServerId(1));
-        assert_eq!(pool.offer(server, order(1, 9999, 0), Micros(0)), Offered::Taken);
+        assert_eq!(offer(&mut pool, server, order(1, 9999, 0)), Offered::Taken);
 
         let mut pool = Pool::new(1, 3);
-        assert_eq!(pool.offer(DIRECT, order(1, 1, DIRECT_BYTES + 1), Micros(0)), Offered::Taken);
-        assert_eq!(pool.offer(DIRECT, order(1, 2, 1), Micros(0)), Offered::Full);
+        assert_eq!(offer(&mut pool, DIRECT, order(1, 1, DIRECT_BYTES + 1)), Offered::Taken);
+        assert_eq!(offer(&mut pool, DIRECT, order(1, 2, 1)), Offered::Full);
+    }
+
+    #[test]
+    fn an_order_that_is_next_takes_the_place_of_one_that_is_not() {
+        let mut pool = Pool::new(1, 3);
+        for session in 1..=DIRECT_ORDERS as u64 {
+            assert_eq!(offer(&mut pool, DIRECT, order(session, 2, 0)), Offered::Taken);
+        }
+        assert_eq!(offer(&mut pool, DIRECT, order(7000, 2, 0)), Offered::Full, "an early one");
+        assert_eq!(offer(&mut pool, DIRECT, order(7000, 1, 0)), Offered::Taken, "a next one");
     }
 
     #[test]
     fn the_next_order_is_found_and_the_delivered_are_forgotten() {
         let mut pool = Pool::new(1, 3);
         for (session, count) in [(1, 2), (1, 1), (4, 2), (4, 1)] {
-            pool.offer(DIRECT, order(session, count, 0), Micros(0));
+            offer(&mut pool, DIRECT, order(session, count, 0));
         }
         let next = |pool: &Pool, last| {
             pool.next_of(DIRECT, CLIENT, last).map(|h| (h.message.id.session, h.message.id.count))
@@ -259,7 +298,7 @@ mod tests {
         assert_eq!(next(&pool, (1, 1)), Some((1, 2)));
         assert_eq!(next(&pool, (1, 2)), Some((4, 1)));
         pool.forget(CLIENT, (4, 1));
-        assert_eq!((next(&pool, (4, 1)), pool.direct().count()), (Some((4, 2)), 1));
+        assert_eq!((next(&pool, (4, 1)), pool.direct_nth(0).count()), (Some((4, 2)), 1));
         pool.fail(DIRECT, order(4, 2, 0).id);
         assert_eq!((pool.holding().count(), pool.failures(DIRECT)), (0, 1));
     }

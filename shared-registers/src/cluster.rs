@@ -24,6 +24,10 @@ use crate::ids::{ClientId, ServerId};
 use crate::layout::Geometry;
 use crate::limits::{MAX_CLIENTS, MAX_PAYLOAD_BYTES, MAX_SERVERS, RegisterLimits};
 
+/// A client waits at most 16 times `resend_ms` before it sends an order again, and a server takes
+/// one that was not sent again for a minute for abandoned.
+const MAX_RESEND_MS: u64 = 3000;
+
 /// What is wrong with the cluster's files: a sentence that says what, where, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -257,6 +261,17 @@ impl Cluster {
                 return Err(format!("{name} = {value} is not from 1 to 1000000000"));
             }
         }
+        if t.change_ms < 4 * t.exchange_ms {
+            let (change, exchange) = (t.change_ms, t.exchange_ms);
+            return Err(format!(
+                "change_ms = {change} is less than four times exchange_ms = {exchange}: hosts that \
+                 are well would look silent"
+            ));
+        }
+        if t.resend_ms > MAX_RESEND_MS {
+            let resend = t.resend_ms;
+            return Err(format!("resend_ms = {resend} is over {MAX_RESEND_MS}"));
+        }
         self.geometry(ServerId(0)).check()
     }
 
@@ -446,6 +461,8 @@ mod tests {
             ("window = 64", "windo = 64", "windo"),
             ("ring_bytes = 1073741824", "ring_bytes = 1000000", "ring_bytes = 1000000"),
             ("id = 2", "id = 1", "id = 1"),
+            ("change_ms = 600", "change_ms = 60", "change_ms = 60"),
+            ("resend_ms = 300", "resend_ms = 30000", "resend_ms = 30000"),
         ];
         for (from, to, named) in cases {
             let text = sample().replacen(from, to, 1);

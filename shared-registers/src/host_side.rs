@@ -279,8 +279,8 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         if waiting == 0 {
             return Taken::Nothing;
         }
-        if waiting > ring.bytes || !waiting.is_multiple_of(8) {
-            // An impossible head says nothing about frames: wait for a possible one.
+        if !self.possible(head) {
+            // It says nothing about frames: wait for a possible one, and count this one once.
             if self.bad_head != Some(head) {
                 self.bad_head = Some(head);
                 self.count(Counter::BadHead, 1);
@@ -303,6 +303,12 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         let (header, body) = self.copy.split_at(FRAME_HEADER_BYTES - 8);
         let word = |i: usize| u64::from_le_bytes(header[8 * i..8 * i + 8].try_into().unwrap());
         Taken::Frame(Frame { seq: Seq(word(0)), drops: word(1), body })
+    }
+
+    /// Whether a head can be the place behind a last whole frame.
+    fn possible(&self, head: u64) -> bool {
+        let waiting = head.wrapping_sub(self.consumed);
+        waiting <= self.geometry.limits.write_ring_bytes && waiting.is_multiple_of(8)
     }
 
     /// The frame that [`Self::take`] gave is dealt with.
@@ -479,11 +485,48 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
     /// Whether the write file holds anything new.
     pub fn has_frames(&self) -> bool {
         let head = self.write.load(write::HEAD, Ordering::Acquire);
-        head != self.consumed && self.bad_head != Some(head)
+        head != self.consumed && self.possible(head)
     }
 
     /// Whether the guest sleeps and must be rung to see what was published.
     pub fn must_ring(&mut self) -> bool {
         self.bell.must_ring(&self.write, write::GUEST_NAP)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::crypto::ClusterId;
+    use crate::guest_side::GuestRegisters;
+    use crate::limits::RegisterLimits;
+    use crate::words::VecWords;
+
+    #[test]
+    fn a_head_that_was_impossible_once_is_taken_when_it_is_reached() {
+        let limits = RegisterLimits {
+            max_payload_bytes: 64,
+            ring_bytes: 1 << 22,
+            write_ring_bytes: 1 << 22,
+        };
+        let geometry = Geometry { n: 3, server: ServerId(0), cluster: ClusterId([1; 32]), limits };
+        let words = |bytes: u64| Arc::new(VecWords::new((bytes / 8) as usize));
+        let (read, file) = (words(geometry.read_file_bytes()), words(geometry.write_file_bytes()));
+        let mut host = HostRegisters::create(geometry, read.clone(), file.clone()).unwrap();
+        // A broken-in guest leaves a head that a clean one after it will reach exactly.
+        let frames = (1 << 22) / 72 + 5;
+        file.store(write::HEAD, 72 * frames, Ordering::Release);
+        assert!(matches!(host.take(), Taken::Nothing));
+        assert_eq!(host.counter(Counter::BadHead), 1);
+        let mut guest = GuestRegisters::attach(geometry, read, file).unwrap();
+        assert!(guest.drained());
+        for seq in 1..=frames {
+            guest.write(Seq(seq), &[7; 42]).unwrap();
+            assert!(host.has_frames(), "frame {seq} of {frames}");
+            assert!(matches!(host.take(), Taken::Frame(_)));
+            host.consume();
+        }
     }
 }

@@ -122,6 +122,9 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(map: MmapRaw) -> io::Result<Mapping> {
+        // Rings are stored to once per lap, in small steps: reading megabytes of a sparse file's
+        // holes around each first touch only stalls the one who touches. Advice may be ignored.
+        let _ = map.advise(Advice::Random);
         let words = NonNull::new(map.as_mut_ptr().cast::<AtomicU64>())
             .filter(|p| p.is_aligned())
             .ok_or_else(|| io::Error::other("the mapping is not aligned"))?;

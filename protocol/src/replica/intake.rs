@@ -4,7 +4,7 @@ use shared_registers::ids::{ClientId, Micros, OrderId, ServerId};
 
 use super::{Output, Replica};
 use crate::ledger::{KeptReply, Verdict};
-use crate::limits::EARLY_ORDERS;
+use crate::limits::{EARLY_ORDERS, FORWARD_AGAIN_US, FORWARDED_AT_ONCE, FORWARDED_AT_ONCE_BYTES};
 use crate::messages::{Body, OrderMessage, Reply, ToClient, ToServer};
 use crate::pool::{Offered, Source};
 
@@ -71,7 +71,7 @@ impl Replica {
         }
     }
 
-    /// Holds an order, within its source's limits. Returns whether it was new.
+    /// Holds an order, within its source's limits. Returns whether it is to be forwarded.
     fn hold(&mut self, now: Micros, source: Source, order: OrderMessage) -> bool {
         let id = order.id;
         let (session, count) = self.ledger.last(id.client);
@@ -82,16 +82,26 @@ impl Replica {
             self.counters.orders_over_limit += 1;
             return false;
         }
-        let offered = self.pool.offer(source, order, now);
-        match offered {
-            Offered::Taken => self.counters.orders_taken += 1,
-            Offered::Known => self.counters.orders_known += 1,
-            Offered::Full => self.counters.orders_over_limit += 1,
+        let ledger = &self.ledger;
+        match self.pool.offer(source, order, now, |id| ledger.verdict(id)) {
+            Offered::Taken => {
+                self.counters.orders_taken += 1;
+                match source {
+                    Source::Client(client) => self.sequencing.candidate(client),
+                    Source::Server(_) => self.sequencing.news_of_forwarded(),
+                }
+                true
+            }
+            Offered::Known(last) => {
+                self.counters.orders_known += 1;
+                // What was forwarded may have been lost, or its copy refused.
+                now.since(last) >= Micros(FORWARD_AGAIN_US)
+            }
+            Offered::Full => {
+                self.counters.orders_over_limit += 1;
+                false
+            }
         }
-        if let (Offered::Taken, Source::Client(client)) = (offered, source) {
-            self.sequencing.candidate(client);
-        }
-        offered == Offered::Taken
     }
 
     /// P3: every order that its client sent directly goes to the new sequencer too.
@@ -100,9 +110,22 @@ impl Replica {
             return;
         }
         let sequencer = self.term.sequencer(self.config.n);
-        for held in self.pool.direct() {
-            self.counters.orders_forwarded += 1;
-            out.push(Output::Forward(sequencer, held.message.clone()));
+        let (mut orders, mut bytes) = (0, 0);
+        // Every client's first, then every client's second: nobody's many keep out others' few.
+        for nth in 0.. {
+            let before = orders;
+            for held in self.pool.direct_nth(nth) {
+                if orders >= FORWARDED_AT_ONCE || bytes >= FORWARDED_AT_ONCE_BYTES {
+                    return;
+                }
+                orders += 1;
+                bytes += held.message.payload.len();
+                self.counters.orders_forwarded += 1;
+                out.push(Output::Forward(sequencer, held.message.clone()));
+            }
+            if orders == before {
+                return;
+            }
         }
     }
 

@@ -63,6 +63,7 @@ impl Replica {
         let (payload, digest) = (order.payload.clone(), order.digest);
         self.history.push(Kept { id, digest, time, payload });
         self.pool.forget(id.client, self.ledger.last(id.client));
+        self.sequencing.news_of_forwarded();
         self.suspicion.on_delivery(now, id.client);
         if let Some(kept) = self.ledger.reply(id) {
             let reply = self.reply(id, kept, self.is_sequencer());

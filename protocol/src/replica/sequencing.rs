@@ -23,6 +23,8 @@ pub(super) struct Sequencing {
     queued: BTreeSet<ClientId>,
     /// Whether the two above are to be made anew.
     stale: bool,
+    /// Whether forwarded copies may hold something to propose.
+    forwarded: bool,
     batches: u64,
 }
 
@@ -30,6 +32,11 @@ impl Sequencing {
     /// Something that was proposed is void, or a term began: forget what was derived.
     pub(super) fn reset(&mut self) {
         self.stale = true;
+    }
+
+    /// A forwarded copy came, or something was delivered that one may have waited for.
+    pub(super) fn news_of_forwarded(&mut self) {
+        self.forwarded = true;
     }
 
     /// A client may have something to propose.
@@ -110,6 +117,7 @@ impl Replica {
         for client in pool.holding() {
             sequencing.candidate(client);
         }
+        sequencing.forwarded = true;
     }
 
     fn needs_opening(&self) -> bool {
@@ -207,7 +215,7 @@ impl Replica {
 
     fn fill_distrusted(&mut self, filling: &mut Filling) {
         self.fill_direct(filling, true);
-        if !filling.orders.is_empty() || !self.pool.has_forwarded() {
+        if !filling.orders.is_empty() || !self.sequencing.forwarded {
             return;
         }
         let mut servers: Vec<_> = ServerId::all(self.config.n).collect();
@@ -222,6 +230,7 @@ impl Replica {
                 return;
             }
         }
+        self.sequencing.forwarded = false;
     }
 
     /// Takes a client's next orders, in its order, from one source. Returns whether its turn ended

@@ -11,6 +11,17 @@ use super::{Config, Replica};
 use crate::limits::{ABANDONED_US, HALVE_AFTER_DELIVERIES};
 use crate::pool::Source;
 
+/// How a host looks from here (R8).
+#[derive(Clone, Copy)]
+enum HostView {
+    /// Nothing is known yet.
+    Unknown,
+    /// Its link is up, and it was heard last at this time.
+    Heard(Micros),
+    /// Its link is broken since this time.
+    Lost(Micros),
+}
+
 /// Timers and what they measure.
 pub(super) struct Suspicion {
     me: ServerId,
@@ -28,8 +39,8 @@ pub(super) struct Suspicion {
     uncommitted: VecDeque<(Batch, Micros)>,
     /// No held order can be overdue before this.
     check_orders_at: Micros,
-    /// Since when each host seems to be down.
-    down_since: Vec<Option<Micros>>,
+    /// Each host, as the own host last told of it.
+    hosts: Vec<HostView>,
     started: Option<Micros>,
 }
 
@@ -47,7 +58,7 @@ impl Suspicion {
             delivered_at: vec![Micros(0); config.clients as usize],
             uncommitted: VecDeque::new(),
             check_orders_at: Micros(0),
-            down_since: vec![None; config.n],
+            hosts: vec![HostView::Unknown; config.n],
             started: None,
         }
     }
@@ -99,21 +110,30 @@ impl Suspicion {
 
     // R8. A host that was never heard gets the time of a change to appear.
     pub(super) fn on_hints(&mut self, now: Micros, hints: &[HostHint]) {
-        for (since, hint) in self.down_since.iter_mut().zip(hints) {
-            let down = match hint.state {
-                LinkState::Up if hint.silence < self.change => None,
-                LinkState::Up | LinkState::Lost => Some(now),
-                LinkState::Never => Some(now.plus(self.change)),
+        for (view, hint) in self.hosts.iter_mut().zip(hints) {
+            let lost = |at: Micros| match *view {
+                HostView::Lost(since) => HostView::Lost(since.min(at)),
+                _ => HostView::Lost(at),
             };
-            *since = down.map(|at| since.map_or(at, |since| since.min(at)));
+            *view = match hint.state {
+                LinkState::Up => HostView::Heard(Micros(now.0.saturating_sub(hint.silence.0))),
+                LinkState::Lost => lost(now),
+                LinkState::Never => lost(now.plus(self.change)),
+            };
         }
     }
 
+    /// When the host of a sequencer counts as down: its link broken for `host_down`, or up and
+    /// silent for as long as this replica's patience with the term.
     fn host_deadline(&self, server: ServerId) -> Option<Micros> {
         if server == self.me {
             return None; // A host says nothing of itself.
         }
-        self.down_since[server.index()].map(|since| since.plus(self.host_down))
+        match self.hosts[server.index()] {
+            HostView::Unknown => None,
+            HostView::Heard(at) => Some(at.max(self.term_began).plus(self.patience)),
+            HostView::Lost(since) => Some(since.plus(self.host_down)),
+        }
     }
 
     fn batch_deadline(&self) -> Option<Micros> {

@@ -214,3 +214,18 @@ fn c2_orders_that_a_base_holds_too_early_are_proposed_again() {
     assert_eq!(cluster.counter(1, "orders_skipped"), 1);
     assert_eq!(cluster.status(1).0, Term(1));
 }
+
+#[test]
+fn two_lying_clients_do_not_close_the_forwarding_path() {
+    let mut cluster = Cluster::new(1);
+    for client in [2, 3] {
+        for session in 1..=512 {
+            cluster.send(1, order(3, client, session, 2, b"never next"));
+        }
+    }
+    cluster.settle();
+    cluster.send(1, order(3, 0, 1, 1, b"x"));
+    cluster.settle();
+    assert!(cluster.delivered(1));
+    assert_eq!(cluster.status(0).0, Term(0), "the sequencer had it from server 1");
+}

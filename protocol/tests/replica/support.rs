@@ -39,6 +39,8 @@ pub(crate) struct Cluster {
     pub(crate) servers: Vec<Server>,
     /// `links[i][j]`: whether hosts i and j are connected.
     links: Vec<Vec<bool>>,
+    /// How often hosts exchange their lengths.
+    pub(crate) heartbeat_us: u64,
     /// What each client got from each server, in the order in which it came.
     pub(crate) received: BTreeMap<(ClientId, ServerId), Vec<ToClient>>,
 }
@@ -94,6 +96,7 @@ impl Cluster {
             now: Micros(1_000_000),
             servers: Vec::new(),
             links: vec![vec![false; n]; n],
+            heartbeat_us: 10_000,
             received: BTreeMap::new(),
         };
         for i in 0..n {
@@ -282,7 +285,7 @@ impl Cluster {
     pub(crate) fn pass(&mut self, ms: u64) {
         for _ in 0..ms {
             self.now = self.now.plus(Micros(1000));
-            if self.now.0.is_multiple_of(10_000) {
+            if self.now.0.is_multiple_of(self.heartbeat_us) {
                 let now = self.clock();
                 for server in self.servers.iter_mut().filter(|server| server.host_up) {
                     server.host.step(now, HostInput::Tick).unwrap();
