@@ -3,20 +3,20 @@
 //! stands in `cluster.toml`.
 
 use shared_registers::ids::Micros;
-use shared_registers::limits::MAX_SERVERS;
+use shared_registers::limits::{MAX_CLIENTS, MAX_SERVERS};
 
 /// Connections that are open at once, whoever is at the other end.
-pub const MAX_CONNECTIONS: usize = 1024;
+pub const MAX_CONNECTIONS: usize =
+    MAX_CLIENT_CONNECTIONS + MAX_UNPROVEN + MAX_SERVERS * CONNECTIONS_PER_PEER;
 /// Those of them whose other end has not proved yet who it is. The oldest goes first.
 pub const MAX_UNPROVEN: usize = 64;
 /// Connections of one client. The oldest goes first.
 pub const CONNECTIONS_PER_CLIENT: usize = 8;
 /// Connections of one other guest, and of the operator. The oldest goes first.
 pub const CONNECTIONS_PER_PEER: usize = 4;
-/// What [`MAX_CONNECTIONS`] leaves to clients. Past it the client with the most connections loses
-/// one, so that no client can keep others out.
-pub const MAX_CLIENT_CONNECTIONS: usize =
-    MAX_CONNECTIONS - MAX_UNPROVEN - MAX_SERVERS * CONNECTIONS_PER_PEER;
+/// Connections of all clients. Past it the client with the most connections loses one; there is one
+/// for every client and some to spare, so no client can keep another out.
+pub const MAX_CLIENT_CONNECTIONS: usize = MAX_CLIENTS + 256;
 /// Who connects has so long to prove who it is.
 pub const HANDSHAKE: Micros = Micros::from_ms(5_000);
 

@@ -559,8 +559,21 @@ impl ClientSession {
 
     fn on_connected(&mut self, server: ServerId, out: &mut Vec<Output>) {
         self.connections[server.index()] = Connection::Up;
+        self.forget_words_of(server);
         let sequencer = server == self.sequencer;
         self.offer(server, |entry| sequencer || entry.spread, out);
+    }
+
+    /// A server that comes back may have been cleaned since: what it said of orders that are not
+    /// agreed on is void. It still has one voice.
+    fn forget_words_of(&mut self, server: ServerId) {
+        let i = server.index();
+        for entry in self.entries.values_mut().filter(|e| e.agreed.is_none()) {
+            let said = std::mem::take(&mut entry.accounts[i]);
+            self.held[i] -= said.bytes.map_or(0, |bytes| bytes.len());
+        }
+        self.stale[i] = None;
+        self.terms[i] = Term(0);
     }
 
     fn on_disconnected(&mut self, server: ServerId, out: &mut Vec<Output>) {

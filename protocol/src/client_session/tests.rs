@@ -455,6 +455,8 @@ fn too_large_and_too_many_are_told_at_once() {
 #[test]
 fn a_flood_of_unproved_bytes_is_not_kept() {
     let mut story = unconnected(1, 100);
+    story.step(Input::Connected(ServerId(0)));
+    story.step(Input::Connected(ServerId(1)));
     let big = vec![1; HELD_BYTES_PER_SERVER / 3];
     for ticket in 1..=5 {
         story.broadcast(ticket);
@@ -462,8 +464,6 @@ fn a_flood_of_unproved_bytes_is_not_kept() {
     }
     assert!(story.session.held[0] <= HELD_BYTES_PER_SERVER);
     // The votes count all the same, and the bytes are asked for.
-    story.step(Input::Connected(ServerId(0)));
-    story.step(Input::Connected(ServerId(1)));
     story.reply(1, reply(5, 5, &big, Body::Elsewhere));
     assert_eq!(story.done(), []);
     story.wait(FETCH);
@@ -488,4 +488,19 @@ fn the_summary_says_who_said_what() {
     let replied = |order| Said::Replied(OrderNumber(order));
     let said = [Said::Nothing, replied(4), replied(4), Said::Stale(SESSION + 2), replied(6)];
     assert_eq!((summary.alike, &summary.said[..]), (2, &said[..]));
+}
+
+#[test]
+fn a_cleaned_servers_old_lies_do_not_hold_an_order_for_ever() {
+    let mut story = story(1);
+    story.broadcast(1);
+    let lie = reply(1, 99, b"lie", here(b"lie"));
+    story.reply(0, Reply { term: Term(u64::MAX), ..lie });
+    // It is cleaned, and comes back; from now on server 1 is the one that says nothing.
+    story.step(Input::Disconnected(ServerId(0)));
+    story.step(Input::Connected(ServerId(0)));
+    story.reply(0, reply(1, 7, b"true", here(b"true")));
+    story.reply(2, reply(1, 7, b"true", Body::Elsewhere));
+    assert!(story.session.unanswered().next().is_none());
+    assert_eq!(story.session.presumed_sequencer(), ServerId(0), "nor does the term it made up");
 }
