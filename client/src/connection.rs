@@ -72,6 +72,8 @@ pub(crate) struct Connection {
     stage: Stage,
     backoff: Duration,
     problem: ServerAccount,
+    /// It has proved once that it holds the key.
+    proven: bool,
 }
 
 impl Connection {
@@ -82,6 +84,7 @@ impl Connection {
             stage: Stage::Waiting { until: Instant::now() },
             backoff: MIN_BACKOFF,
             problem: ServerAccount::NotReached,
+            proven: false,
         }
     }
 
@@ -91,6 +94,12 @@ impl Connection {
 
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Open { .. })
+    }
+
+    /// Whether the other end holds another key. One that proved once that it holds this one does
+    /// not: a MAC of its that fails later was altered on the way.
+    pub(crate) fn has_wrong_key(&self) -> bool {
+        !self.proven && !self.is_open() && self.problem == ServerAccount::WrongKey
     }
 
     /// Why it is not open.
@@ -159,6 +168,7 @@ impl Connection {
             Stage::Greeting { wire, .. } => self.stage = Stage::Open { wire, since: now },
             other => self.stage = other,
         }
+        self.proven = true;
         tracing::debug!(address = %self.peer.address, "connected");
         Incoming::Open
     }

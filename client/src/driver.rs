@@ -29,6 +29,8 @@ use crate::{Delivered, Reply};
 const READ_BYTES: usize = 64 << 10;
 /// The timer is set at least this often, so that it always is in the future.
 const IDLE: Duration = Duration::from_secs(3600);
+/// Messages that are taken from one server before the next has its turn.
+const MESSAGES_PER_PASS: usize = 32;
 
 /// What the task is asked to do. The queue is bounded: each submission holds one of `max_in_flight`
 /// permits, and a subscriber tells of room at most twice per queue of messages.
@@ -77,6 +79,8 @@ pub(crate) struct Driver {
     connections: Vec<Connection>,
     /// By server, whether it was said that it cannot be reached.
     missed: Vec<bool>,
+    /// Who is heard first in the next pass.
+    first: usize,
     session: ClientSession,
     listening: Option<Listening>,
     last_ticket: u64,
@@ -119,6 +123,7 @@ impl Driver {
             deserted: false,
             connections: connections(&config),
             missed: vec![false; config.servers.len()],
+            first: 0,
             session,
             listening: None,
             last_ticket: 0,
@@ -252,6 +257,20 @@ impl Driver {
         true
     }
 
+    /// Takes what the servers say, from each as much as is fair and another one first each time:
+    /// one that floods keeps nobody else unheard. Returns whether there may be more.
+    fn hear_all(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let n = self.connections.len();
+        let mut more = false;
+        for i in 0..n {
+            let server = ServerId(((self.first + i) % n) as u16);
+            let heard = (0..MESSAGES_PER_PASS).take_while(|_| self.hear(cx, server, now)).count();
+            more |= heard == MESSAGES_PER_PASS;
+        }
+        self.first = (self.first + 1) % n;
+        more
+    }
+
     /// Does what the state machines want done.
     fn do_it(&mut self) {
         let mut to_do = std::mem::take(&mut self.to_do);
@@ -352,8 +371,7 @@ impl Driver {
         if self.waiters.is_empty() && self.listening.is_none() {
             return;
         }
-        let wrong = |c: &&Connection| !c.is_open() && *c.problem() == ServerAccount::WrongKey;
-        let servers = self.connections.iter().filter(wrong).count();
+        let servers = self.connections.iter().filter(|c| c.has_wrong_key()).count();
         if servers > self.config.f {
             let (n, key_file) = (self.connections.len(), self.config.key_file.clone());
             let error = ClientError::WrongKey { servers, n, key_file };
@@ -417,9 +435,7 @@ impl Future for Driver {
                 return Poll::Ready(());
             }
             this.submit(now);
-            for server in ServerId::all(this.connections.len()) {
-                while this.hear(cx, server, now) {}
-            }
+            let more = this.hear_all(cx, now);
             this.on_time(now);
             // Answers made room.
             this.submit(now);
@@ -431,6 +447,9 @@ impl Future for Driver {
                 connection.flush(cx);
             }
             if !this.arm(cx, now) {
+                if more {
+                    cx.waker().wake_by_ref();
+                }
                 return Poll::Pending;
             }
         }

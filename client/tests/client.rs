@@ -41,6 +41,18 @@ fn an_invocation_is_answered_by_the_application() {
 }
 
 #[test]
+fn a_server_that_floods_keeps_no_other_unheard() {
+    run(async {
+        let (_fake, client) = start(&[Flooding, Honest, Honest]).await;
+        for round in 1..=5u8 {
+            let reply = client.invoke(vec![round]).await.unwrap();
+            assert_eq!(reply.order.0, u64::from(round));
+        }
+        client.close().await;
+    });
+}
+
+#[test]
 fn f_servers_may_lie_be_silent_be_down_or_hold_other_keys() {
     run(async {
         for bad in [Lying, Silent, Down, WrongKey, Refusing, Flaky] {

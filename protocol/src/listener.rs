@@ -228,6 +228,7 @@ impl Listener {
             Input::FromServer(_, _) => self.counters.unknown += 1,
             Input::Connected(server) => {
                 self.sources[server.index()].connected = true;
+                self.forget_words_of(server);
                 self.subscribe(server, out);
             }
             Input::Disconnected(server) => {
@@ -357,6 +358,20 @@ impl Listener {
         if slot.agreed.is_none() && slot.support(vote) > self.config.f {
             slot.agreed = Some(vote);
             self.fetches.insert((now.plus(self.config.fetch), order));
+        }
+    }
+
+    /// A server that comes back may have been cleaned since: what it said of orders that are not
+    /// agreed on is void, and what it sent before took nothing of its new credit.
+    fn forget_words_of(&mut self, server: ServerId) {
+        let source = &mut self.sources[server.index()];
+        for slot in self.slots.values_mut() {
+            let account = &mut slot.accounts[server.index()];
+            account.cost = 0;
+            if slot.agreed.is_none() {
+                let said = std::mem::take(account);
+                source.held -= said.payload.map_or(0, |bytes| bytes.len());
+            }
         }
     }
 

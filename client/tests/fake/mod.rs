@@ -39,6 +39,8 @@ pub(crate) enum Manner {
     Refusing,
     /// Ends every connection after the first few frames of the client.
     Flaky,
+    /// Never stops talking, as fast as it can.
+    Flooding,
 }
 
 #[derive(Default)]
@@ -175,6 +177,10 @@ impl Server {
                 assert!(channel.seal(&[&encode(&answer)], &mut out));
             }
             stream.write_all(&std::mem::take(&mut out)).await.ok()?;
+            if self.manner == Manner::Flooding && channel.is_open() {
+                flood(stream.into_std().unwrap(), channel);
+                return std::future::pending().await;
+            }
             if self.manner == Manner::Flaky && frames >= 3 {
                 return None;
             }
@@ -238,6 +244,30 @@ impl Server {
     fn reply(&self, shared: &Shared, at: usize, with: bool) -> ToClient {
         reply(shared, at, with, self.manner == Manner::Lying)
     }
+}
+
+/// Floods from threads of its own until the client is gone: one seals frames, one writes them.
+fn flood(mut stream: std::net::TcpStream, mut channel: Channel) {
+    stream.set_nonblocking(false).unwrap();
+    let (full, chunks) = std::sync::mpsc::sync_channel::<Vec<u8>>(8);
+    std::thread::spawn(move || {
+        let say = encode(&ToClient::Stale { session: 0, count: 0 });
+        let mut written = Ok(());
+        while written.is_ok() {
+            let mut chunk = Vec::new();
+            for _ in 0..10_000 {
+                assert!(channel.seal(&[&say], &mut chunk));
+            }
+            written = full.send(chunk);
+        }
+    });
+    std::thread::spawn(move || {
+        for chunk in chunks {
+            if std::io::Write::write_all(&mut stream, &chunk).is_err() {
+                return;
+            }
+        }
+    });
 }
 
 /// Puts an order in the list; every server tells the client, server 0 with the bytes.

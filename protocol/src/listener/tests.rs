@@ -574,3 +574,18 @@ fn it_starts_where_the_caller_wants() {
     assert_eq!(story.delivered(), [5, 6, 7]);
     assert_eq!(story.listener.counters().delivered, 3);
 }
+
+#[test]
+fn a_cleaned_servers_old_lies_do_not_stall_for_ever() {
+    let mut story = story(1);
+    for order in 1..=WINDOW_MESSAGES {
+        story.say(0, saying(order, vec![66; 9], true));
+    }
+    story.step(Input::Disconnected(ServerId(0)));
+    story.step(Input::Connected(ServerId(0)));
+    for order in 1..=10 {
+        story.say(0, truth(order, true));
+        story.say(2, truth(order, true));
+    }
+    assert_eq!(story.listener.next(), OrderNumber(11));
+}
