@@ -485,7 +485,8 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
     /// Whether the write file holds anything new.
     pub fn has_frames(&self) -> bool {
         let head = self.write.load(write::HEAD, Ordering::Acquire);
-        head != self.consumed && self.possible(head)
+        // An impossible head is looked at once, to be counted.
+        head != self.consumed && (self.possible(head) || self.bad_head != Some(head))
     }
 
     /// Whether the guest sleeps and must be rung to see what was published.
