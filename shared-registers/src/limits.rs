@@ -25,7 +25,7 @@ pub const LINK_READ_BYTES: usize = 1 << 20;
 /// A host keeps so many bytes of each ring ready behind the last record, ...
 pub const PREFAULT_AHEAD_BYTES: u64 = 256 << 10;
 /// ... and readies so many at a time, when it has nothing else to do.
-pub const PREFAULT_STEP_BYTES: u64 = 16 << 10;
+pub const PREFAULT_STEP_BYTES: u64 = 64 << 10;
 
 /// The bounds that `cluster.toml` sets and that hosts and guests must agree on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

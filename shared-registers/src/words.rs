@@ -193,6 +193,18 @@ impl WordsMut for MappedReadWrite {
     fn store(&self, index: usize, value: u64, order: Ordering) {
         self.0.words()[index].store(value, order);
     }
+    fn copy_in(&self, start: usize, bytes: &[u8]) {
+        let (whole, rest) = bytes.as_chunks::<8>();
+        let words = &self.0.words()[start..start + whole.len() + usize::from(!rest.is_empty())];
+        for (word, bytes) in words.iter().zip(whole) {
+            word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+        if let (Some(word), false) = (words.last(), rest.is_empty()) {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            word.store(u64::from_le_bytes(last), Ordering::Relaxed);
+        }
+    }
     fn prefault(&self, start: usize, count: usize) {
         // A kernel that does not know this advice faults the pages in one by one, when stored to.
         let _ = self.0.map.advise_range(Advice::PopulateWrite, start * 8, count * 8);
