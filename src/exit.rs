@@ -114,7 +114,7 @@ pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     // What follows the first paragraph repeats the usage; `--help` tells it better.
     let what = text.split("\n\n").next().unwrap_or_default();
-    let what = one_line(what.trim_start_matches("error: "));
+    let what = one_line(what.trim_start_matches("error: ")).replace("::", ":");
     eprintln!("difato: {what}; `difato --help` tells what can be said");
     ExitCode::from(2)
 }

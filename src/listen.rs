@@ -9,7 +9,7 @@ use shared_registers::ids::OrderNumber;
 
 use crate::cli::ListenArgs;
 use crate::escape::escape;
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::session::{self, Interrupt};
 
 /// What `--json` prints of a message. The names are those of the JSON object.
@@ -30,6 +30,7 @@ pub(crate) fn run(args: ListenArgs) -> Result<()> {
         tokio::select! {
             done = listen(&args) => done,
             () = interrupt.came() => Ok(()),
+            () = output::reader_gone() => Ok(()),
         }
     })
 }

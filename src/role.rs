@@ -1,6 +1,7 @@
 //! `difato host-agent` and `difato guest-replica`: one process of one server.
 
 use anyhow::{Context, Result};
+use host_agent::Level;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
@@ -16,7 +17,11 @@ const LOG_VARIABLE: &str = "DIFATO_LOG";
 pub(crate) fn run_host_agent(args: RoleArgs) -> Result<()> {
     prepare(&args)?;
     let options = host_agent::Options { dir: args.dir, id: args.id };
-    Ok(host_agent::run(&options, &mut |line| tracing::info!("{line}"))?)
+    let mut log = |level, line: &str| match level {
+        Level::Info => tracing::info!("{line}"),
+        Level::Error => tracing::error!("{line}"),
+    };
+    Ok(host_agent::run(&options, &mut log)?)
 }
 
 /// Runs `difato guest-replica` until SIGTERM or SIGINT.

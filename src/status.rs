@@ -42,6 +42,10 @@ enum Answer {
 impl Answer {
     fn new(id: ServerId, n: usize, said: Result<Status, StatusError>) -> Answer {
         match said {
+            Ok(status) if !status.host_up => {
+                let why = "its host agent is not running".to_owned();
+                Answer::Down { id: id.0, up: false, why }
+            }
             Ok(status) => Answer::Up {
                 id: id.0,
                 up: true,
@@ -136,6 +140,7 @@ mod tests {
     fn sample() -> Vec<Answer> {
         let status = Status {
             id: ServerId(1),
+            host_up: true,
             term: Term(4),
             committed: 9,
             delivered: OrderNumber(12),
@@ -144,6 +149,14 @@ mod tests {
         };
         let down = Answer::Down { id: 0, up: false, why: "no answer".into() };
         vec![down, Answer::new(ServerId(1), 3, Ok(status))]
+    }
+
+    #[test]
+    fn a_server_without_its_host_is_not_up() {
+        let without = Answer::new(ServerId(2), 3, Ok(Status::default()));
+        let json = serde_json::to_value(without).unwrap();
+        assert_eq!((&json["id"], &json["up"]), (&2.into(), &false.into()));
+        assert!(json["why"].as_str().unwrap().contains("host agent"));
     }
 
     #[test]

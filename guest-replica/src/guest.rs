@@ -391,6 +391,7 @@ impl Guest {
 
     fn make_status(&self) -> Status {
         let mut status = self.replica.status();
+        status.host_up = self.registers.has_bell();
         let files = &self.registers.files;
         self.counters.list(&mut status.counters);
         status.counters.push(("connections".to_owned(), self.connections.len() as u64));

@@ -220,8 +220,8 @@ impl Registers {
         if self.files.stream_full() && !self.said_full {
             self.said_full = true;
             tracing::error!(
-                "the ring of this server's stream is full and its host takes nothing more: raise \
-                 ring_bytes in cluster.toml, which needs new register files"
+                "the ring of this server's stream is full and its host takes nothing more; nothing is \
+                 reclaimed yet, so make a new cluster with a larger ring_bytes in cluster.toml"
             );
         }
     }

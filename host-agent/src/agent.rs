@@ -24,7 +24,7 @@ use shared_registers::ids::{Micros, Seq, ServerId};
 use crate::files;
 use crate::host::{Host, HostConfig, Input, Now, PeerFault};
 use crate::limits::{BELL_BYTES, EVENTS_PER_TURN, LINK_DEAD_HEARTBEATS, LINK_DEAD_MS};
-use crate::net::{FIRST_TOKEN, Log, MappedHost, Net, NetConfig};
+use crate::net::{FIRST_TOKEN, Level, Log, MappedHost, Net, NetConfig};
 
 /// Which host agent to run.
 #[derive(Clone, Debug)]
@@ -168,7 +168,7 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> AgentErro
 /// # Errors
 ///
 /// Every error is a sentence for whoever started it; a process exits with code 2 on it.
-pub fn run(options: &Options, log: &mut dyn FnMut(&str)) -> Result<(), AgentError> {
+pub fn run(options: &Options, log: &mut dyn FnMut(Level, &str)) -> Result<(), AgentError> {
     let paths = Paths::new(&options.dir);
     let cluster = Cluster::load(&paths)?;
     let (me, addresses) = cluster.server(options.id)?;
@@ -185,17 +185,20 @@ pub fn run(options: &Options, log: &mut dyn FnMut(&str)) -> Result<(), AgentErro
 
     let (start, exchange) = (Instant::now(), Micros::from_ms(cluster.timing.exchange_ms));
     let host = Host::new(HostConfig { order_keys, exchange }, registers, now(start));
-    log(&format!(
-        "host agent {me} started: listens on {}, holds {} records of its own stream",
-        addresses.trusted,
-        host.registers().copied(me),
-    ));
+    log(
+        Level::Info,
+        &format!(
+            "host agent {me} started: listens on {}, holds {} records of its own stream",
+            addresses.trusted,
+            host.registers().copied(me),
+        ),
+    );
     let mut agent =
         Agent { me, paths, host, net, bell, signals, start, exchange, tick_at: Micros(0) };
     agent.serve(log)?;
     agent.close(&read_file)?;
     drop(lock);
-    log(&format!("host agent {me} stopped"));
+    log(Level::Info, &format!("host agent {me} stopped"));
     Ok(())
 }
 
@@ -411,12 +414,15 @@ impl Agent {
         } else {
             format!("it takes nothing of server {writer} from record {} on", self.next(writer))
         };
-        log(&format!(
-            "ERROR: host agent {}: {full}, and {what}; nothing is reclaimed yet, so make a new \
+        log(
+            Level::Error,
+            &format!(
+                "host agent {}: {full}, and {what}; nothing is reclaimed yet, so make a new \
              cluster with a larger ring_bytes in {}",
-            self.me,
-            self.paths.cluster_toml().display(),
-        ));
+                self.me,
+                self.paths.cluster_toml().display(),
+            ),
+        );
     }
 
     fn next(&self, writer: ServerId) -> Seq {

@@ -33,3 +33,4 @@ mod peers;
 
 pub use agent::{AgentError, Options, run};
 pub use host::{Host, HostConfig, Input, Now, PeerFault, Turn};
+pub use net::Level;

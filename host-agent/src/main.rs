@@ -33,7 +33,7 @@ fn parse(mut args: impl Iterator<Item = std::ffi::OsString>) -> Result<Options, 
 
 fn main() -> ExitCode {
     let outcome = parse(std::env::args_os().skip(1)).and_then(|options| {
-        run(&options, &mut |line| eprintln!("{line}")).map_err(|e| e.to_string())
+        run(&options, &mut |level, line| eprintln!("{level:?}: {line}")).map_err(|e| e.to_string())
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

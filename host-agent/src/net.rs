@@ -27,8 +27,17 @@ use crate::limits::{
 
 /// The host over mapped files.
 pub(crate) type MappedHost = Host<MappedReadWrite, MappedReadOnly>;
+/// How much a log line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// It tells what happens.
+    Info,
+    /// Whoever operates this must do something.
+    Error,
+}
+
 /// Where log lines go.
-pub(crate) type Log<'a> = dyn FnMut(&str) + 'a;
+pub(crate) type Log<'a> = dyn FnMut(Level, &str) + 'a;
 
 /// Connections' tokens in the event loop begin here.
 pub(crate) const FIRST_TOKEN: u64 = 16;
@@ -232,7 +241,7 @@ impl Net {
             if let Some(older) = remote.up.replace(token) {
                 self.conns.remove(&older);
             }
-            log(&format!("link to host {id} up"));
+            log(Level::Info, &format!("link to host {id} up"));
         }
         match (fault, read, peer) {
             (Some(fault @ PeerFault::Rollback { .. }), _, Some(id)) => return Err((id, fault)),
@@ -312,7 +321,7 @@ impl Net {
         if let Some(peer) = conn.peer {
             self.remotes[peer.index()].up = None;
             host.step(now, Input::PeerDown(peer)).expect("only a frame can be at fault");
-            log(&format!("link to host {peer} down: {why}"));
+            log(Level::Info, &format!("link to host {peer} down: {why}"));
         }
         if let Some(to) = conn.dialed {
             self.redial(to, now.mono);
@@ -333,7 +342,7 @@ impl Net {
             count => format!(" ({count} more since the last such line)"),
         };
         *logged = Some(now.mono);
-        log(&format!("refused {from} on the trusted network: {why}{others}"));
+        log(Level::Info, &format!("refused {from} on the trusted network: {why}{others}"));
     }
 }
 

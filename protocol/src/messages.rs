@@ -250,6 +250,8 @@ impl Delivery {
 pub struct Status {
     /// Which server.
     pub id: ServerId,
+    /// Whether its host agent is there. Without it a guest knows what it knew, and no more.
+    pub host_up: bool,
     /// The term that it is in.
     pub term: Term,
     /// Last committed batch.

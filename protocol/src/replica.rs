@@ -303,6 +303,7 @@ impl Replica {
         let (_, chain) = self.reader.taken();
         Status {
             id: self.config.me,
+            host_up: true,
             term: self.term,
             committed: self.reader.committed().0,
             delivered: self.ledger.delivered(),

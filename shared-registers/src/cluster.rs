@@ -253,6 +253,7 @@ impl Cluster {
             ("resend_ms", t.resend_ms),
             ("change_ms", t.change_ms),
             ("change_cap_ms", t.change_cap_ms),
+            ("host_down_ms", t.host_down_ms),
             ("exchange_ms", t.exchange_ms),
             ("window", self.limits.window),
         ];
@@ -319,10 +320,12 @@ fn name_key(text: &str, error: &toml::de::Error) -> String {
     let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
         return what.to_owned();
     };
-    let number = before.lines().count().max(1);
+    let number = before.matches('\n').count() + 1;
     let line = text.lines().nth(number - 1).unwrap_or_default();
     match line.split_once('=') {
         Some((key, _)) => format!("line {number}, {}: {what}", key.trim()),
+        // What is missing has no line of its own.
+        None if what.starts_with("missing") => what.to_owned(),
         None => format!("line {number}: {what}"),
     }
 }
@@ -458,7 +461,9 @@ mod tests {
             ("f = 1", "f = ", "f: "),
             ("[timing]", "[timing", "line 6: "),
             ("window = 64", "window = 0", "window = 0"),
-            ("window = 64", "windo = 64", "windo"),
+            ("window = 64", "windo = 64", ", windo: unknown field `windo`"),
+            ("f = 1\n", "", "missing field `f`"),
+            ("host_down_ms = 100", "host_down_ms = 0", "host_down_ms = 0"),
             ("ring_bytes = 1073741824", "ring_bytes = 1000000", "ring_bytes = 1000000"),
             ("id = 2", "id = 1", "id = 1"),
             ("change_ms = 600", "change_ms = 60", "change_ms = 60"),

@@ -82,6 +82,12 @@ fn the_order_goes_on_when_the_sequencers_host_is_killed() {
     assert_gap(&answers);
     assert_in_order(&cluster, &answers);
     cluster.assert_all_run();
+    // Its guest still answers, and says that it is cut off.
+    let status = cluster.folder.command("status", &["--json"]).done();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let server = &status[usize::from(victim)];
+    assert_eq!(server["up"], false, "{server}");
+    assert!(server["why"].as_str().unwrap().contains("host agent"), "{server}");
 }
 
 #[test]

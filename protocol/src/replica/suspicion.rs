@@ -92,6 +92,7 @@ impl Suspicion {
         self.deliveries_in_term += 1;
         if self.deliveries_in_term.is_multiple_of(HALVE_AFTER_DELIVERIES) {
             self.patience = Micros(self.patience.0 / 2).max(self.change);
+            self.check_orders_at = now; // What was not due so soon may be now.
         }
         if let Some(at) = self.delivered_at.get_mut(client.index()) {
             *at = now;

@@ -91,7 +91,10 @@ fn p1_a_duplicate_gets_the_kept_reply_and_an_old_session_is_stale() {
 
 #[test]
 fn any_f_guests_may_die() {
-    for (f, dead) in [(1, vec![0]), (1, vec![1]), (1, vec![2]), (2, vec![0, 1]), (2, vec![3, 4])] {
+    let pairs = (0..5).flat_map(|i| (0..i).map(move |j| (2, vec![j, i])));
+    let ones = (0..3).map(|i| (1, vec![i]));
+    let threes = [(3, vec![0, 1, 2]), (3, vec![4, 5, 6])];
+    for (f, dead) in ones.chain(pairs).chain(threes) {
         let mut cluster = Cluster::new(f);
         cluster.send_all(&order(cluster.n, 0, 1, 1, b"before"));
         cluster.settle();
@@ -99,7 +102,7 @@ fn any_f_guests_may_die() {
             cluster.kill_guest(*i);
         }
         cluster.send_all(&order(cluster.n, 0, 1, 2, b"after"));
-        cluster.pass_until(8 * CHANGE_MS, |c| c.delivered(2));
+        cluster.pass_until(16 * CHANGE_MS, |c| c.delivered(2));
         assert_eq!(cluster.one_order().len(), 2, "f = {f}, dead: {dead:?}");
     }
 }
@@ -334,4 +337,69 @@ fn p3_a_trusted_network_that_looks_silent_makes_no_storm_of_terms() {
     let term = cluster.status(0).0;
     cluster.pass(50 * CHANGE_MS);
     assert_eq!(cluster.status(0).0, term, "patience has grown past the silences");
+}
+
+#[test]
+fn p2_one_accept_covers_many_proposals() {
+    let mut cluster = Cluster::new(1);
+    cluster.kill_guest(1);
+    cluster.kill_guest(2);
+    for count in 1..=4 {
+        cluster.send(0, order(3, 0, 1, count, b"x"));
+        cluster.settle();
+    }
+    let proposed = cluster.servers[0].host.registers().counter(Counter::Proposes);
+    assert_eq!(proposed, 4, "several in flight");
+    cluster.restart_guest(1);
+    cluster.settle();
+    assert!(cluster.delivered(4));
+    assert_eq!(cluster.servers[1].host.registers().counter(Counter::Accepts), 1);
+}
+
+/// How long server 2 waits until it leaves term after term, all of which are silent.
+fn patiences(cluster: &mut Cluster, terms: u64) -> Vec<u64> {
+    let mut waits = Vec::new();
+    for _ in 0..terms {
+        let before = cluster.counter(2, "changes_written");
+        let wait =
+            cluster.pass_until(200 * CHANGE_MS, |c| c.counter(2, "changes_written") > before);
+        waits.push(wait);
+        // The other two leave too, and whoever is sequencer then says nothing.
+        let term = cluster.status(2).0;
+        let change = Body::Change(Change { term, reason: Reason::Batch });
+        cluster.forge(0, &change);
+        cluster.settle();
+    }
+    waits
+}
+
+#[test]
+fn p4_patience_doubles_per_term_up_to_its_cap() {
+    let mut cluster = Cluster::new(1);
+    cluster.kill_guest(0);
+    cluster.kill_guest(1);
+    cluster.send(2, order(3, 0, 1, 1, b"never delivered: no vote but its own"));
+    let waits = patiences(&mut cluster, 9);
+    let grown: Vec<_> = waits.iter().map(|wait| (wait + 5) / CHANGE_MS).collect();
+    assert_eq!(grown, [1, 2, 4, 8, 16, 32, 64, 64, 64], "{waits:?}");
+}
+
+#[test]
+fn p4_patience_halves_only_after_m_deliveries_within_a_term() {
+    for (deliveries, factor) in [(99, 2), (100, 1)] {
+        let mut cluster = Cluster::new(1);
+        cluster.kill_guest(0);
+        cluster.send_all(&order(3, 0, 1, 1, b"x"));
+        cluster.pass_until(2 * CHANGE_MS, |c| c.delivered(1)); // term 1, patience doubled
+        for count in 2..=deliveries {
+            cluster.send(1, order(3, 0, 1, count, b"x"));
+            cluster.settle();
+        }
+        assert!(cluster.delivered(deliveries));
+        cluster.kill_guest(1);
+        cluster.send(2, order(3, 0, 1, deliveries + 1, b"y"));
+        let before = cluster.counter(2, "changes_written");
+        let wait = cluster.pass_until(5 * CHANGE_MS, |c| c.counter(2, "changes_written") > before);
+        assert_eq!((wait + 5) / CHANGE_MS, factor, "{deliveries} deliveries, {wait} ms");
+    }
 }
