@@ -19,7 +19,8 @@ pub struct ClientConfig {
     pub resend: Duration,
     /// `T_fetch`: bytes that are missing are asked for so long after `f + 1` servers agreed.
     pub fetch: Duration,
-    /// Most requests in flight; more wait for their turn. At least 1.
+    /// Most requests in flight; more wait for their turn. At least 1, and at most
+    /// [`MAX_IN_FLIGHT`]: servers keep so many replies for a client that asks again.
     pub max_in_flight: usize,
     pub(crate) client: ClientId,
     pub(crate) cluster: ClusterId,

@@ -114,7 +114,7 @@ impl Driver {
             session: clock.as_micros() as u64,
             resend: micros(config.resend),
             fetch: micros(config.fetch),
-            max_in_flight: config.max_in_flight.max(1),
+            max_in_flight: config.max_in_flight,
             max_payload_bytes: config.max_payload_bytes,
         });
         Driver {

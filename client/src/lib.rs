@@ -48,6 +48,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use protocol::client_session::MAX_IN_FLIGHT;
 use shared_registers::ids::{OrderId, OrderNumber};
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -101,11 +102,12 @@ impl Client {
     /// # Panics
     ///
     /// Outside of a tokio runtime with I/O and time enabled.
-    pub fn connect(config: ClientConfig) -> Client {
+    pub fn connect(mut config: ClientConfig) -> Client {
+        config.max_in_flight = config.max_in_flight.clamp(1, MAX_IN_FLIGHT);
         let config = Arc::new(config);
         let (commands, queue) = mpsc::unbounded_channel();
         let task = tokio::spawn(Driver::new(config.clone(), queue));
-        let room = Arc::new(Semaphore::new(config.max_in_flight.max(1)));
+        let room = Arc::new(Semaphore::new(config.max_in_flight));
         let subscriptions = AtomicU64::new(0);
         Client { commands, task, turn: Mutex::new(()), room, config, subscriptions }
     }
