@@ -1,6 +1,7 @@
 //! What a guest counts, and how status names it and what its host counts.
 
-use shared_registers::host_side::{Counter, DropReason};
+use shared_registers::host_side::Counter;
+use shared_registers::layout::DropReason;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {

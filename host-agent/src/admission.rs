@@ -8,9 +8,9 @@
 use std::collections::VecDeque;
 
 use shared_registers::crypto::{ClusterId, MacKey};
-use shared_registers::host_side::{Counter, DropReason, Frame};
+use shared_registers::host_side::{Counter, Frame};
 use shared_registers::ids::{Micros, Seq, ServerId, Term};
-use shared_registers::layout::Geometry;
+use shared_registers::layout::{DropReason, Geometry};
 use shared_registers::order::{self, OrderView};
 use shared_registers::record::{Body, Record, Stamp};
 

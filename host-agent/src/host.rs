@@ -8,9 +8,9 @@
 
 use shared_registers::codec::Malformed;
 use shared_registers::crypto::MacKey;
-use shared_registers::host_side::{Counter, DropReason, Frame, HostRegisters, StreamFull, Taken};
+use shared_registers::host_side::{Counter, Frame, HostRegisters, StreamFull, Taken};
 use shared_registers::ids::{Micros, Seq, ServerId};
-use shared_registers::layout::read;
+use shared_registers::layout::{DropReason, read};
 use shared_registers::limits::MAX_FRAMES_PER_TURN;
 use shared_registers::record::Record;
 use shared_registers::words::{Words, WordsMut};

@@ -16,8 +16,8 @@
 //! already had a whole exchange earlier. So in the normal case no record is sent to anyone twice.
 
 use shared_registers::codec::{Malformed, Put, Reader};
-use shared_registers::guest_side::LinkState;
 use shared_registers::ids::{Micros, Seq, ServerId};
+use shared_registers::layout::LinkState;
 
 const LENGTHS: u8 = 1;
 /// First byte of a RECORD frame.

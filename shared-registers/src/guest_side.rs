@@ -3,24 +3,14 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::host_side::{DropReason, FRAME_HEADER_BYTES, FRAME_MAGIC};
 use crate::ids::{Micros, Seq, ServerId};
-use crate::layout::{Geometry, LayoutError, hint_word, read, stream_word, write};
+use crate::layout::{
+    DropReason, FRAME_HEADER_BYTES, FRAME_MAGIC, Geometry, LayoutError, LinkState, hint_word, read,
+    stream_word, write,
+};
 use crate::limits::MAX_ORDERS_PER_BATCH;
 use crate::record::Record;
 use crate::words::{Doorbell, Words, WordsMut, padded};
-
-/// State of the trusted link between the own host and another (R8).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub enum LinkState {
-    /// Not connected since the own host started.
-    Never = 0,
-    /// Connected.
-    Up = 1,
-    /// It was connected, and is not.
-    Lost = 2,
-}
 
 /// R8's hint about one host. For suspicion (P3), never for safety.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,50 +4,14 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
-use crate::guest_side::LinkState;
 use crate::ids::{Micros, Seq, ServerId};
-use crate::layout::{Geometry, LayoutError, hint_word, read, stream_word, write};
+use crate::layout::{
+    DropReason, FRAME_HEADER_BYTES, FRAME_MAGIC, Geometry, LayoutError, LinkState, hint_word, read,
+    stream_word, write,
+};
 use crate::limits::{MAX_ORDERS_PER_BATCH, PREFAULT_AHEAD_BYTES, PREFAULT_STEP_BYTES};
 use crate::record::Record;
 use crate::words::{Doorbell, Words, WordsMut, padded};
-
-/// First word of a frame: this in the upper half, the length of what follows in the lower.
-pub(crate) const FRAME_MAGIC: u64 = 0x4472_4146 << 32;
-/// Bytes of a frame before its body: its first word, `seq`, `drops`.
-pub(crate) const FRAME_HEADER_BYTES: usize = 24;
-
-/// Why a host dropped a frame. The numbers stand in the read file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub enum DropReason {
-    /// The ring's contents are not frames.
-    Framing = 1,
-    /// Not a well-formed PROPOSE, ACCEPT or CHANGE.
-    Malformed = 2,
-    /// Not the next number of the stream.
-    Number = 3,
-    /// An order larger than the limit.
-    TooLarge = 4,
-    /// An order of a client that does not exist.
-    UnknownClient = 5,
-    /// An order whose MAC does not verify.
-    OrderMac = 6,
-    /// A CHANGE that R1 does not allow.
-    Change = 7,
-}
-
-impl DropReason {
-    /// All reasons.
-    pub const ALL: [DropReason; 7] = [
-        DropReason::Framing,
-        DropReason::Malformed,
-        DropReason::Number,
-        DropReason::TooLarge,
-        DropReason::UnknownClient,
-        DropReason::OrderMac,
-        DropReason::Change,
-    ];
-}
 
 /// What a host counts; each is a word of the read file, so that its guest can report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -50,7 +50,7 @@ pub mod read {
     pub const DROPS: usize = 24;
     /// The notice: which frame (the stream position that it would have had).
     pub const DROP_SEQ: usize = 25;
-    /// The notice: a [`crate::host_side::DropReason`].
+    /// The notice: a [`super::DropReason`].
     pub const DROP_REASON: usize = 26;
     /// The notice: one bit per order of the frame that failed; 16 words.
     pub const DROP_ORDERS: usize = 28;
@@ -90,6 +90,56 @@ pub mod write {
     pub const GUEST_NAP: usize = 16;
     /// Place behind the last whole frame.
     pub const HEAD: usize = 17;
+}
+
+/// First word of a frame: this in the upper half, the length of what follows in the lower.
+pub(crate) const FRAME_MAGIC: u64 = 0x4472_4146 << 32;
+/// Bytes of a frame before its body: its first word, `seq`, `drops`.
+pub(crate) const FRAME_HEADER_BYTES: usize = 24;
+
+/// Why a host dropped a frame. The numbers stand in the read file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum DropReason {
+    /// The ring's contents are not frames.
+    Framing = 1,
+    /// Not a well-formed PROPOSE, ACCEPT or CHANGE.
+    Malformed = 2,
+    /// Not the next number of the stream.
+    Number = 3,
+    /// An order larger than the limit.
+    TooLarge = 4,
+    /// An order of a client that does not exist.
+    UnknownClient = 5,
+    /// An order whose MAC does not verify.
+    OrderMac = 6,
+    /// A CHANGE that R1 does not allow.
+    Change = 7,
+}
+
+impl DropReason {
+    /// All reasons.
+    pub const ALL: [DropReason; 7] = [
+        DropReason::Framing,
+        DropReason::Malformed,
+        DropReason::Number,
+        DropReason::TooLarge,
+        DropReason::UnknownClient,
+        DropReason::OrderMac,
+        DropReason::Change,
+    ];
+}
+
+/// State of the trusted link between the own host and another (R8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum LinkState {
+    /// Not connected since the own host started.
+    Never = 0,
+    /// Connected.
+    Up = 1,
+    /// It was connected, and is not.
+    Lost = 2,
 }
 
 /// Shape of the two files of one server.

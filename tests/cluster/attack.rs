@@ -1,8 +1,9 @@
 //! A guest that was broken into, at its real host agent: whatever it writes, nothing is delivered
 //! that a client did not send, once, in its order (R1, C2).
 
-use shared_registers::host_side::{Counter, DropReason};
+use shared_registers::host_side::Counter;
 use shared_registers::ids::{ClientId, OrderId, Term};
+use shared_registers::layout::DropReason;
 use shared_registers::record::{Body, Change, Reason};
 
 use crate::support::attacker::{Attacker, Fate, HandClient, Taken, encoded};

@@ -2,9 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use shared_registers::host_side::{Counter, DropReason};
+use shared_registers::host_side::Counter;
 use shared_registers::ids::{Seq, ServerId};
-use shared_registers::layout::{read, stream_word};
+use shared_registers::layout::{DropReason, read, stream_word};
 use shared_registers::words::WordsMut;
 
 use crate::world::{MAX_PAYLOAD, World, accept, change, propose};

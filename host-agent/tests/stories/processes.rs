@@ -16,10 +16,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use shared_registers::bell;
 use shared_registers::cluster::{Cluster, Paths};
-use shared_registers::guest_side::{GuestRegisters, LinkState, Next};
+use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::host_side::Counter;
 use shared_registers::ids::{Seq, ServerId};
-use shared_registers::layout::read;
+use shared_registers::layout::{LinkState, read};
 use shared_registers::words::{MappedReadOnly, MappedReadWrite};
 
 use crate::world::accept;

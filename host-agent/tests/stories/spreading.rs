@@ -1,9 +1,9 @@
 //! R4, R5, R7, R8: who gets what, and when its guest may see it.
 
 use host_agent::{Input, PeerFault};
-use shared_registers::guest_side::LinkState;
 use shared_registers::host_side::{Counter, StreamFull};
 use shared_registers::ids::{Micros, Seq, ServerId};
+use shared_registers::layout::LinkState;
 
 use crate::world::{EXCHANGE, World, accept, change, propose};
 

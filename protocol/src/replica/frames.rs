@@ -8,8 +8,8 @@
 use std::collections::VecDeque;
 
 use shared_registers::guest_side::DropNotice;
-use shared_registers::host_side::DropReason;
 use shared_registers::ids::{Batch, Micros, OrderId, Seq, Term};
+use shared_registers::layout::DropReason;
 use shared_registers::record::Body;
 
 use super::{Output, Replica};

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
-use shared_registers::guest_side::{HostHint, LinkState};
+use shared_registers::guest_side::HostHint;
 use shared_registers::ids::{Batch, ClientId, Micros, ServerId};
+use shared_registers::layout::LinkState;
 use shared_registers::order;
 use shared_registers::record::Reason;
 
