@@ -188,7 +188,7 @@ impl Connection {
     pub(crate) fn send(&mut self, message: &ToServer) {
         let Stage::Open { wire, .. } = &mut self.stage else { return };
         let sealed = wire.out.len() - wire.sent < MAX_QUEUED_BYTES
-            && wire.channel.seal(&[&messages::encode(message)], &mut wire.out);
+            && wire.channel.seal(&mut wire.out, |out| messages::encode_into(message, out));
         if sealed {
             return;
         }

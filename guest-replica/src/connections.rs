@@ -12,7 +12,7 @@ use std::mem::take;
 use std::net::TcpStream;
 
 use nix::sys::epoll::EpollFlags;
-use protocol::messages::{self, OrderMessage, ToServer};
+use protocol::messages::{self, OrderMessage, ToClient, ToServer};
 use shared_registers::channel::{Channel, Event};
 use shared_registers::crypto::{ClusterId, MacKey};
 use shared_registers::ids::{ClientId, Micros, ServerId};
@@ -352,15 +352,24 @@ impl Connections {
         self.table.get(&token).is_some_and(|c| !c.over && c.link.has_room())
     }
 
-    /// Queues a frame. Returns false if there is no such connection or no room in it.
-    #[must_use]
-    pub(crate) fn send(&mut self, token: Token, frame: &[u8]) -> bool {
-        let Some(connection) = self.table.get_mut(&token) else { return false };
-        if connection.over || !connection.link.has_room() || !connection.link.send(&[frame]) {
-            return false;
+    /// Queues a message. Returns its bytes, or `None` if there is no such connection or no room in
+    /// it.
+    pub(crate) fn send(&mut self, token: Token, message: &ToClient) -> Option<u64> {
+        let connection = self.table.get_mut(&token)?;
+        if connection.over || !connection.link.has_room() {
+            return None;
+        }
+        let mut bytes = 0;
+        let write = |out: &mut Vec<u8>| {
+            let before = out.len();
+            messages::encode_into(message, out);
+            bytes = (out.len() - before) as u64;
+        };
+        if !connection.link.send(write) {
+            return None;
         }
         self.mark(token);
-        true
+        Some(bytes)
     }
 
     fn mark(&mut self, token: Token) {
@@ -526,7 +535,7 @@ mod tests {
         let question = messages::encode(&ToServer::Status);
         let sent = limits::MESSAGES_PER_TURN * 3;
         for _ in 0..sent {
-            assert!(link.send(&[&question]));
+            assert!(link.send(|out| out.extend_from_slice(&question)));
         }
         let mut got = 0;
         while got < sent {

@@ -166,7 +166,7 @@ impl Peer {
         while link.peer().is_some() && link.has_room() {
             let Some(message) = self.queue.pop_front() else { break };
             self.queued_bytes -= message.len();
-            match link.send(&[&message]) {
+            match link.send(|out| out.extend_from_slice(&message)) {
                 true => counters.forwards_sent += 1,
                 false => counters.forwards_dropped += 1,
             }

@@ -14,7 +14,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 use protocol::application::Application;
-use protocol::messages::{self, Status, ToClient, ToServer};
+use protocol::messages::{Status, ToClient, ToServer};
 use protocol::replica::{Input, Lookup, Output, Replica};
 use shared_registers::guest_side::{HostHint, Next};
 use shared_registers::ids::{ClientId, Micros, OrderNumber, ServerId};
@@ -140,8 +140,8 @@ struct Guest {
     hints: Vec<HostHint>,
     /// What the core wants and is not carried out yet.
     out: Vec<Output>,
-    /// This turn's answer to all who ask for status, encoded.
-    status: Option<Vec<u8>>,
+    /// This turn's answer to all who ask for status.
+    status: Option<ToClient>,
 }
 
 impl Guest {
@@ -340,23 +340,23 @@ impl Guest {
             self.counters.dropped_replies += 1;
             return;
         }
-        let frame = messages::encode(answer);
         for index in 0.. {
             let Some(token) = self.connections.route_of(client, index) else { break };
-            self.send(token, &frame);
+            self.send(token, answer);
         }
     }
 
     /// Returns whether it was sent.
-    fn send(&mut self, token: Token, frame: &[u8]) -> bool {
-        let sent = self.connections.send(token, frame);
-        if sent {
-            self.counters.replies_sent += 1;
-            self.counters.reply_bytes_sent += frame.len() as u64;
-        } else {
-            self.counters.dropped_replies += 1;
+    fn send(&mut self, token: Token, message: &ToClient) -> bool {
+        let sent = self.connections.send(token, message);
+        match sent {
+            Some(bytes) => {
+                self.counters.replies_sent += 1;
+                self.counters.reply_bytes_sent += bytes;
+            }
+            None => self.counters.dropped_replies += 1,
         }
-        sent
+        sent.is_some()
     }
 
     fn fetch(&mut self, token: Token, order: OrderNumber) {
@@ -366,27 +366,25 @@ impl Guest {
         }
         match self.replica.delivery(order, true) {
             Lookup::Found(delivery) => {
-                if self.send(token, &messages::encode(&delivery)) {
+                if self.send(token, &delivery) {
                     self.subscriptions.on_fetched(token, &delivery);
                 }
             }
             Lookup::TooOld { first } => {
-                self.send(token, &messages::encode(&ToClient::TooOld { from: order, first }));
+                self.send(token, &ToClient::TooOld { from: order, first });
             }
             Lookup::Future => {}
         }
     }
 
     fn answer_status(&mut self, token: Token) {
-        let frame = self
-            .status
-            .take()
-            .unwrap_or_else(|| messages::encode(&ToClient::Status(Box::new(self.make_status()))));
-        match self.connections.send(token, &frame) {
-            true => self.counters.status_sent += 1,
-            false => self.counters.dropped_replies += 1,
+        let made = self.status.take();
+        let answer = made.unwrap_or_else(|| ToClient::Status(Box::new(self.make_status())));
+        match self.connections.send(token, &answer) {
+            Some(_) => self.counters.status_sent += 1,
+            None => self.counters.dropped_replies += 1,
         }
-        self.status = Some(frame);
+        self.status = Some(answer);
     }
 
     fn make_status(&self) -> Status {

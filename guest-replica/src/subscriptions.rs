@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::messages::{self, Credit, ToClient};
+use protocol::messages::{Credit, ToClient};
 use protocol::replica::Lookup;
 use shared_registers::ids::OrderNumber;
 
@@ -72,17 +72,16 @@ impl Subscriptions {
                 match lookup(subscriber.next) {
                     Lookup::Future => return true,
                     Lookup::Found(delivery) => {
-                        let frame = messages::encode(&delivery);
-                        if connections.send(*token, &frame) {
+                        if let Some(bytes) = connections.send(*token, &delivery) {
                             counters.deliveries_sent += 1;
-                            counters.delivery_bytes_sent += frame.len() as u64;
+                            counters.delivery_bytes_sent += bytes;
                         }
                         subscriber.credit.spend(cost(&delivery));
                         subscriber.next = subscriber.next.next();
                     }
                     Lookup::TooOld { first } => {
                         let too_old = ToClient::TooOld { from: subscriber.next, first };
-                        if !connections.send(*token, &messages::encode(&too_old)) {
+                        if connections.send(*token, &too_old).is_none() {
                             counters.dropped_replies += 1;
                         }
                         return false;
@@ -169,7 +168,7 @@ mod tests {
 
     fn delivery(order: OrderNumber) -> ToClient {
         let id = OrderId { client: ClientId(0), session: 1, count: order.0 };
-        let payload = Body::Here(vec![0; 22]);
+        let payload = Body::Here(vec![0; 22].into());
         ToClient::Delivery(Delivery {
             order,
             id,

@@ -84,17 +84,17 @@ fn orders_are_delivered_answered_and_followed_by_subscribers() {
         for (server, listener) in listeners.iter_mut().enumerate() {
             let next = delivery(listener);
             assert_eq!(next.order, OrderNumber(count));
-            let bytes = matches!(next.payload, Body::Here(ref bytes) if bytes == b"hello");
+            let bytes = matches!(next.payload, Body::Here(ref bytes) if bytes[..] == *b"hello");
             assert_eq!(bytes, server == 0, "the sequencer alone sends the bytes");
         }
     }
     // Who missed the bytes asks for them.
     listeners[2].send(&ToServer::FetchDelivery { order: OrderNumber(3) });
-    assert_eq!(delivery(&mut listeners[2]).payload, Body::Here(b"hello".to_vec()));
+    assert_eq!(delivery(&mut listeners[2]).payload, Body::Here(b"hello".to_vec().into()));
     clients[2].send(&ToServer::FetchReply { session: 1, count: 5 });
     let mut answers = std::iter::repeat_with(|| reply(&mut clients[2]).body);
     let body = answers.find(|body| *body != Body::Elsewhere);
-    assert_eq!(body, Some(Body::Here(5u64.to_le_bytes().to_vec())));
+    assert_eq!(body, Some(Body::Here(5u64.to_le_bytes().to_vec().into())));
 
     let status = cluster.status(1);
     assert_eq!((status.id, status.delivered), (ServerId(1), OrderNumber(5)));

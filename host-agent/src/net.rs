@@ -278,7 +278,7 @@ impl Net {
                 if !host.next_frame(peer, &mut self.frame) {
                     break;
                 }
-                sent = conn.link.send(&[&self.frame]);
+                sent = conn.link.send(|out| out.extend_from_slice(&self.frame));
             }
             let filled = !conn.link.has_room();
             match conn.link.flush() {

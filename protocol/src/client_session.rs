@@ -392,7 +392,7 @@ impl ClientSession {
                 let agreed = entry.agreed.as_ref().is_some_and(|a| a.value == value);
                 if agreed || *held + bytes.len() <= HELD_BYTES_PER_SERVER {
                     *held += bytes.len();
-                    account.bytes = Some(bytes);
+                    account.bytes = Some(bytes.into());
                 }
                 true
             }

@@ -1,8 +1,8 @@
 //! The deliveries that are kept for listeners: the newest, bounded by count and bytes.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
+use bytes::Bytes;
 use shared_registers::crypto::Digest;
 use shared_registers::ids::{Micros, OrderId, OrderNumber};
 
@@ -16,7 +16,7 @@ pub struct Kept {
     /// Delivery time.
     pub time: Micros,
     /// The message.
-    pub payload: Arc<[u8]>,
+    pub payload: Bytes,
 }
 
 /// The newest deliveries.

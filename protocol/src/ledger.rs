@@ -3,8 +3,8 @@
 //! same at every replica.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
+use bytes::Bytes;
 use shared_registers::crypto::Digest;
 use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber};
 
@@ -56,7 +56,7 @@ pub struct KeptReply {
     /// SHA-256 of the reply.
     pub digest: Digest,
     /// The reply; `None` if its bytes are kept no longer.
-    pub body: Option<Arc<[u8]>>,
+    pub body: Option<Bytes>,
 }
 
 #[derive(Default)]
@@ -119,7 +119,7 @@ impl Ledger {
     }
 
     /// Keeps the reply to the order of `client` that was just delivered.
-    pub fn keep(&mut self, client: ClientId, digest: Digest, body: Arc<[u8]>) {
+    pub fn keep(&mut self, client: ClientId, digest: Digest, body: Bytes) {
         let entry = &mut self.clients[client.index()];
         entry.bytes += body.len();
         let (count, order) = (entry.last.1, self.delivered);

@@ -344,7 +344,7 @@ impl Listener {
                     self.counters.beyond_hold += 1;
                 } else {
                     source.held += bytes.len();
-                    account.payload = Some(bytes);
+                    account.payload = Some(bytes.into());
                 }
                 true
             }

@@ -5,13 +5,14 @@
 //! is used in this module alone; it could be swapped without anything else changing.
 
 use bincode::config;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::ByteArray;
 use shared_registers::codec::Malformed;
 use shared_registers::crypto::{ClusterId, Digest, MAC_BYTES, MacKey};
 use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber, ServerId, Term};
 use shared_registers::limits::{MAX_PAYLOAD_BYTES, MAX_SERVERS};
-use shared_registers::order;
+use shared_registers::order::{self, OrderView};
 
 /// Largest frame on the payload network: the largest payload and the rest of a message. A channel
 /// of a cluster with a smaller limit can be set tighter with [`max_frame_bytes`].
@@ -36,6 +37,9 @@ pub const fn max_frame_bytes(max_payload_bytes: usize) -> usize {
 pub struct OrderMessage {
     /// Whose, and which of theirs.
     pub id: OrderId,
+    /// Its digest, see [`order::digest`]: as its client says, until a host has checked it (R1).
+    #[serde(with = "digest")]
+    pub digest: Digest,
     /// The message.
     #[serde(with = "serde_bytes")]
     pub payload: Vec<u8>,
@@ -49,7 +53,13 @@ impl OrderMessage {
     pub fn new(cluster: &ClusterId, id: OrderId, payload: Vec<u8>, keys: &[MacKey]) -> Self {
         let digest = order::digest(cluster, id, &payload);
         let macs = keys.iter().map(|key| ByteArray::new(order::mac(key, &digest).0)).collect();
-        OrderMessage { id, payload, macs }
+        OrderMessage { id, digest, payload, macs }
+    }
+
+    /// The order as it stands in a PROPOSE of the guest of `server`.
+    pub fn view(&self, server: ServerId) -> OrderView<'_> {
+        let OrderMessage { id, digest, payload, macs } = self;
+        OrderView { id: *id, digest: *digest, mac: &macs[server.index()], payload }
     }
 }
 
@@ -213,7 +223,7 @@ pub enum Body {
     /// Another server sends them; ask if it does not.
     Elsewhere,
     /// Here they are.
-    Here(#[serde(with = "serde_bytes")] Vec<u8>),
+    Here(Bytes),
     /// This server keeps them no longer.
     Gone,
 }
@@ -281,9 +291,16 @@ mod digest {
 
 /// Encodes a message.
 pub fn encode<M: Serialize>(message: &M) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode_into(message, &mut out);
+    out
+}
+
+/// Appends an encoded message to `out`.
+pub fn encode_into<M: Serialize>(message: &M, out: &mut Vec<u8>) {
     let config = config::standard().with_fixed_int_encoding();
-    // The types above hold nothing that serialising could refuse.
-    bincode::serde::encode_to_vec(message, config).expect("messages can be encoded")
+    // The types above hold nothing that serialising could refuse, and a vector takes all.
+    bincode::serde::encode_into_std_write(message, out, config).expect("messages can be encoded");
 }
 
 /// Decodes a message that fills `bytes`.

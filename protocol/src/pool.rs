@@ -256,7 +256,7 @@ mod tests {
 
     fn order(session: u64, count: u64, bytes: usize) -> OrderMessage {
         let id = OrderId { client: CLIENT, session, count };
-        OrderMessage { id, payload: vec![0; bytes], macs: vec![] }
+        OrderMessage { id, digest: Default::default(), payload: vec![0; bytes], macs: vec![] }
     }
 
     #[test]

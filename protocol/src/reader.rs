@@ -10,6 +10,7 @@ mod writer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use shared_registers::crypto::{ClusterId, Digest};
 use shared_registers::ids::{Batch, Micros, OrderId, Position, Seq, ServerId, Term};
 use shared_registers::order;
@@ -27,7 +28,7 @@ pub struct ReadOrder {
     /// Its digest: see [`order::digest`].
     pub digest: Digest,
     /// The message.
-    pub payload: Arc<[u8]>,
+    pub payload: Bytes,
 }
 
 /// A committed batch, to be delivered.
@@ -72,7 +73,6 @@ pub struct Reader {
     n: usize,
     f: usize,
     window: u64,
-    cluster: ClusterId,
     writers: Vec<Writer>,
     terms: BTreeMap<Term, TermState>,
     /// How many distinct writers have a CHANGE of exactly this term.
@@ -97,7 +97,6 @@ impl Reader {
             n,
             f: n / 2,
             window,
-            cluster,
             writers: (0..n).map(|_| Writer::default()).collect(),
             terms: BTreeMap::from([(Term(0), first)]),
             changed: BTreeMap::new(),
@@ -243,8 +242,8 @@ impl Reader {
     }
 
     fn read_order(&self, order: &order::OrderView<'_>) -> ReadOrder {
-        let digest = order::digest(&self.cluster, order.id, order.payload);
-        ReadOrder { id: order.id, digest, payload: order.payload.into() }
+        // R1: the proposer's host has checked the digest.
+        ReadOrder { id: order.id, digest: order.digest, payload: Bytes::copy_from_slice(order.payload) }
     }
 
     /// The last batch that is committed within the causal past `seen`.

@@ -264,7 +264,7 @@ impl Replica {
             return Lookup::TooOld { first: self.history.first() };
         };
         let payload = match bytes || self.is_sequencer() {
-            true => messages::Body::Here(kept.payload.to_vec()),
+            true => messages::Body::Here(kept.payload.clone()),
             false => messages::Body::Elsewhere,
         };
         Lookup::Found(ToClient::Delivery(messages::Delivery {

@@ -1,9 +1,11 @@
-//! Digests and MACs. SHA-256 and HMAC-SHA256 throughout (section 3); keys never print themselves,
-//! are wiped when dropped, and MACs are compared in constant time.
+//! Digests, MACs and the sealing of frames (section 3): SHA-256 and HMAC-SHA256 for all that is
+//! agreed on or kept, AES-256-GCM for frames between two ends. Keys never print themselves, those
+//! that are kept are wiped when dropped, and MACs are compared in constant time.
 
 use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac as _};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -12,6 +14,9 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 pub const DIGEST_BYTES: usize = 32;
 /// Bytes of a MAC.
 pub const MAC_BYTES: usize = 32;
+
+/// Bytes that sealing adds to a frame.
+pub const TAG_BYTES: usize = 16;
 
 /// A SHA-256 value.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -112,13 +117,40 @@ impl MacKey {
         bool::from(subtle::ConstantTimeEq::ct_eq(&right.0[..], &claimed[..]))
     }
 
-    /// A key of its own for one purpose, derived from this one.
-    pub fn derive(&self, parts: &[&[u8]]) -> MacKey {
+    /// A key of its own for the frames of one connection and direction, derived from this one.
+    pub fn derive(&self, parts: &[&[u8]]) -> FrameKey {
         let mut mac = self.mac(parts);
-        let key = MacKey::new(&mac.0);
+        let key = UnboundKey::new(&AES_256_GCM, &mac.0);
         mac.0.zeroize();
-        key
+        FrameKey(LessSafeKey::new(key.expect("AES-256 takes a key of 32 bytes")))
     }
+}
+
+/// An AES-256-GCM key for the frames of one connection and direction. A frame's number is its
+/// nonce: whoever holds the key must never seal two frames of one number.
+pub struct FrameKey(LessSafeKey);
+
+impl FrameKey {
+    /// Seals frame `number` in place; the tag goes behind it.
+    pub fn seal(&self, number: u64, frame: &mut [u8]) -> [u8; TAG_BYTES] {
+        let sealed = self.0.seal_in_place_separate_tag(nonce(number), Aad::empty(), frame);
+        // GCM takes frames of up to 64 GiB.
+        let tag = sealed.expect("a frame is shorter than what GCM takes");
+        tag.as_ref().try_into().expect("GCM's tag has 16 bytes")
+    }
+
+    /// Opens in place what was sealed as frame `number`, its tag behind it. Returns whether it is
+    /// what was sealed; if not, `sealed` holds nothing of use any more.
+    #[must_use]
+    pub fn open(&self, number: u64, sealed: &mut [u8]) -> bool {
+        self.0.open_in_place(nonce(number), Aad::empty(), sealed).is_ok()
+    }
+}
+
+fn nonce(number: u64) -> Nonce {
+    let mut bytes = [0; 12];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    Nonce::assume_unique_for_key(bytes)
 }
 
 #[cfg(test)]
@@ -132,6 +164,18 @@ mod tests {
         assert!(key.verify(&[b"abc"], &mac.0));
         assert!(!key.verify(&[b"abd"], &mac.0));
         assert!(!Secret::new([2; 32]).mac_key().verify(&[b"abc"], &mac.0));
+    }
+
+    #[test]
+    fn a_frame_opens_under_its_key_and_number_alone() {
+        let key = |byte| Secret::new([byte; 32]).mac_key().derive(&[b"frames"]);
+        let mut sealed = b"hello".to_vec();
+        let tag = key(1).seal(7, &mut sealed);
+        sealed.extend_from_slice(&tag);
+        assert!(!key(2).open(7, &mut sealed.clone()) && !key(1).open(8, &mut sealed.clone()));
+        assert!(key(1).open(7, &mut sealed));
+        assert_eq!(&sealed[..5], b"hello");
+        assert!(!key(1).open(7, &mut []), "shorter than a tag");
     }
 
     #[test]

@@ -89,11 +89,11 @@ impl<S: Read + Write> Link<S> {
         self.sent < self.out.len()
     }
 
-    /// Queues a frame made of the parts. Returns false, and queues nothing, if the channel is not
-    /// open or the frame is over the limit.
+    /// Queues a frame, whose bytes `write` appends to what it is given. Returns false, and queues
+    /// nothing, if the channel is not open or the frame is over the limit.
     #[must_use]
-    pub fn send(&mut self, parts: &[&[u8]]) -> bool {
-        self.channel.seal(parts, &mut self.out)
+    pub fn send(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        self.channel.seal(&mut self.out, write)
     }
 
     /// Writes what is queued, as far as the socket takes it. Returns how many bytes went.

@@ -3,13 +3,15 @@
 //! The digest names everything of the order, the cluster included; the MAC for server `i` is taken
 //! over the digest with the order key that the client shares with *host* `i`. A client thus hashes
 //! its payload once for all `n` MACs, and a guest never holds a key that could speak for a client.
+//! The digest travels with the order: what clients and guests say of it is only said, until the
+//! proposer's host has recomputed it (R1); what stands in a stream is right, and no reader hashes.
 
 use crate::codec::{Malformed, Put, Reader};
-use crate::crypto::{ClusterId, Digest, MAC_BYTES, Mac, MacKey};
+use crate::crypto::{ClusterId, DIGEST_BYTES, Digest, MAC_BYTES, Mac, MacKey};
 use crate::ids::{ClientId, OrderId};
 
 /// Bytes of an order in a PROPOSE, without its MAC and payload.
-pub const ORDER_HEADER_BYTES: usize = 24;
+pub const ORDER_HEADER_BYTES: usize = 24 + DIGEST_BYTES;
 
 /// The digest of an order: over the cluster's id, the identity and the payload.
 pub fn digest(cluster: &ClusterId, id: OrderId, payload: &[u8]) -> Digest {
@@ -38,6 +40,8 @@ pub fn verify(key: &MacKey, digest: &Digest, claimed: &[u8; MAC_BYTES]) -> bool 
 pub struct OrderView<'a> {
     /// Whose it is, and which of theirs.
     pub id: OrderId,
+    /// Its digest: see [`digest`].
+    pub digest: Digest,
     /// The client's MAC for the host of the proposer.
     pub mac: &'a [u8; MAC_BYTES],
     /// The message.
@@ -45,12 +49,14 @@ pub struct OrderView<'a> {
 }
 
 impl<'a> OrderView<'a> {
-    /// Appends the order: `client u32, payload length u32, session u64, count u64, MAC, payload`.
+    /// Appends the order:
+    /// `client u32, payload length u32, session u64, count u64, digest, MAC, payload`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.id.client.0);
         out.put_u32(self.payload.len() as u32);
         out.put_u64(self.id.session);
         out.put_u64(self.id.count);
+        out.extend_from_slice(&self.digest.0);
         out.extend_from_slice(self.mac);
         out.extend_from_slice(self.payload);
     }
@@ -60,6 +66,7 @@ impl<'a> OrderView<'a> {
         let client = ClientId(from.u32()?);
         let len = from.u32()? as usize;
         let id = OrderId { client, session: from.u64()?, count: from.u64()? };
-        Ok(OrderView { id, mac: from.array()?, payload: from.bytes(len)? })
+        let (digest, mac) = (Digest(*from.array()?), from.array()?);
+        Ok(OrderView { id, digest, mac, payload: from.bytes(len)? })
     }
 }

@@ -327,7 +327,8 @@ mod tests {
     fn sample_bodies() -> Vec<Vec<u8>> {
         let id = OrderId { client: ClientId(3), session: 9, count: 1 };
         let mac = [7; 32];
-        let order = OrderView { id, mac: &mac, payload: b"hello" };
+        let digest = Digest([6; 32]);
+        let order = OrderView { id, digest, mac: &mac, payload: b"hello" };
         let cited = Position { writer: ServerId(1), seq: Seq(4) };
         let vote = Some(Vote { upto: Batch(5), chain: Digest([1; 32]) });
         let checkpoint = Some(Checkpoint {

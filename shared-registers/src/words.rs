@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -38,8 +39,8 @@ pub trait Words {
 pub trait WordsMut: Words {
     /// Stores word `index`.
     fn store(&self, index: usize, value: u64, order: Ordering);
-    /// Readies `count` words from `start` on for being stored to soon, if there is anything to ready
-    /// (pages of a file, say). They keep their values.
+    /// Readies `count` words from `start` on, that were never stored to and are zero, for being
+    /// stored to soon, if there is anything to ready (pages of a file, say).
     fn prefault(&self, start: usize, count: usize) {
         let _ = (start, count);
     }
@@ -139,8 +140,12 @@ impl Mapping {
     }
 
     fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
-        for word in &self.words()[start..start + count] {
-            out.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+        let words = &self.words()[start..start + count];
+        let before = out.len();
+        out.resize(before + 8 * count, 0);
+        let (room, _) = out[before..].as_chunks_mut::<8>();
+        for (bytes, word) in room.iter_mut().zip(words) {
+            *bytes = word.load(Ordering::Relaxed).to_le_bytes();
         }
     }
 }
@@ -168,12 +173,13 @@ impl Words for MappedReadOnly {
 }
 
 /// A file mapped for reading and writing, shared with everyone else who maps it.
-pub struct MappedReadWrite(Mapping);
+pub struct MappedReadWrite(Mapping, File);
 
 impl MappedReadWrite {
     /// Maps all of `file`.
     pub fn map(file: &File) -> io::Result<MappedReadWrite> {
-        Ok(MappedReadWrite(Mapping::new(MmapOptions::new().map_raw(file)?)?))
+        let mapping = Mapping::new(MmapOptions::new().map_raw(file)?)?;
+        Ok(MappedReadWrite(mapping, file.try_clone()?))
     }
 }
 
@@ -206,7 +212,17 @@ impl WordsMut for MappedReadWrite {
         }
     }
     fn prefault(&self, start: usize, count: usize) {
-        // A kernel that does not know this advice faults the pages in one by one, when stored to.
+        // Zeros written over a hole allocate its pages together; then they are mapped together.
+        // Where that cannot be done they fault in one by one, when stored to.
+        static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+        let (mut at, end) = (start * 8, (start + count) * 8);
+        while at < end {
+            let part = &ZEROS[..ZEROS.len().min(end - at)];
+            if self.1.write_all_at(part, at as u64).is_err() {
+                break;
+            }
+            at += part.len();
+        }
         let _ = self.0.map.advise_range(Advice::PopulateWrite, start * 8, count * 8);
     }
 }

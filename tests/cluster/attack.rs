@@ -1,9 +1,11 @@
 //! A guest that was broken into, at its real host agent: whatever it writes, nothing is delivered
 //! that a client did not send, once, in its order (R1, C2).
 
+use shared_registers::crypto::Digest;
 use shared_registers::host_side::Counter;
 use shared_registers::ids::{ClientId, OrderId, Term};
 use shared_registers::layout::DropReason;
+use shared_registers::order;
 use shared_registers::record::{Body, Change, Reason};
 
 use crate::support::attacker::{Attacker, Fate, HandClient, Taken, encoded};
@@ -24,6 +26,11 @@ fn broken_in() -> (Cluster, Attacker, u64) {
     attacker.read();
     assert_eq!(attacker.proposed.len(), 5, "it reads what it proposed");
     (cluster, attacker, term)
+}
+
+fn with_its_digest(cluster: &Cluster, taken: Taken) -> Taken {
+    let digest = order::digest(&cluster.description.id(), taken.id, &taken.payload);
+    Taken { digest, ..taken }
 }
 
 fn next_of(taken: &Taken) -> OrderId {
@@ -47,13 +54,18 @@ fn made_up_altered_and_borrowed_orders_enter_no_stream() {
     let (mut cluster, mut attacker, term) = broken_in();
     let honest = attacker.proposed[4].clone();
     let before = attacker.counters();
-    let made_up = Taken { id: next_of(&honest), mac: [0x5a; 32], payload: b"made up".to_vec() };
+    let made_up = Taken { id: next_of(&honest), payload: b"made up".to_vec(), ..honest.clone() };
+    let made_up = Taken { mac: [0x5a; 32], ..with_its_digest(&cluster, made_up) };
+    // With the digest of what it was, which its MAC is right for, and with its own.
     let altered = Taken { payload: b"altered".to_vec(), ..honest.clone() };
+    let altered_whole = with_its_digest(&cluster, altered.clone());
+    // All is right but the digest that readers would go by.
+    let misnamed = Taken { digest: Digest::of(&[b"another"]), ..honest.clone() };
     let renumbered = Taken { id: next_of(&honest), ..honest.clone() };
     let borrowed = OrderId { client: ClientId(1), ..honest.id };
     let borrowed = Taken { id: borrowed, ..honest.clone() };
     let by_mac = Fate::Dropped(Some(DropReason::OrderMac));
-    for forged in [made_up.clone(), altered, renumbered, borrowed] {
+    for forged in [made_up.clone(), altered, altered_whole, misnamed, renumbered, borrowed] {
         assert_eq!(attacker.propose(term, &[forged]), by_mac);
     }
     // A forged one among good ones takes the whole frame with it, and each is counted.
@@ -66,8 +78,8 @@ fn made_up_altered_and_borrowed_orders_enter_no_stream() {
 
     let after = attacker.counters();
     let rise = |index: usize| after[index] - before[index];
-    assert_eq!(rise(Counter::OrderMacFailed as usize), 6);
-    assert_eq!(rise(Counter::dropped(DropReason::OrderMac)), 5);
+    assert_eq!(rise(Counter::OrderMacFailed as usize), 8);
+    assert_eq!(rise(Counter::dropped(DropReason::OrderMac)), 7);
     assert_eq!(rise(Counter::dropped(DropReason::UnknownClient)), 1);
     assert_eq!(rise(Counter::Proposes as usize), 0);
     assert_order(&cluster, &[]);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use client::{Client, ClientConfig};
 use protocol::messages::{
     Body, Credit, Delivery, Refusal, Reply, Status, ToClient, ToServer, decode, encode,
-    max_frame_bytes,
+    encode_into, max_frame_bytes,
 };
 use shared_registers::channel::{Channel, Event, Party};
 use shared_registers::cluster::{ClientKeys, Cluster, OperatorKeys, ServerAddresses};
@@ -174,7 +174,7 @@ impl Server {
                 }
             }
             for answer in answers {
-                assert!(channel.seal(&[&encode(&answer)], &mut out));
+                assert!(channel.seal(&mut out, |out| encode_into(&answer, out)));
             }
             stream.write_all(&std::mem::take(&mut out)).await.ok()?;
             if self.manner == Manner::Flooding && channel.is_open() {
@@ -256,7 +256,7 @@ fn flood(mut stream: std::net::TcpStream, mut channel: Channel) {
         while written.is_ok() {
             let mut chunk = Vec::new();
             for _ in 0..10_000 {
-                assert!(channel.seal(&[&say], &mut chunk));
+                assert!(channel.seal(&mut chunk, |out| out.extend_from_slice(&say)));
             }
             written = full.send(chunk);
         }
@@ -304,7 +304,7 @@ fn reply(shared: &Shared, at: usize, with: bool, lie: bool) -> ToClient {
     let (OrderId { session, count, .. }, payload) = &shared.delivered[at];
     let bytes = if lie { b"a lie".to_vec() } else { echo(payload) };
     let (order, digest) = (OrderNumber(at as u64 + 1 + 7 * u64::from(lie)), Digest::of(&[&bytes]));
-    let body = if with || lie { Body::Here(bytes) } else { Body::Elsewhere };
+    let body = if with || lie { Body::Here(bytes.into()) } else { Body::Elsewhere };
     let term = Term(if lie { 1 << 40 } else { 0 });
     ToClient::Reply(Reply { session: *session, count: *count, order, digest, term, body })
 }
@@ -313,6 +313,6 @@ fn delivery(shared: &Shared, at: usize, with: bool, lie: bool) -> Delivery {
     let (id, payload) = &shared.delivered[at];
     let payload = if lie { b"a lie".to_vec() } else { payload.clone() };
     let (order, digest) = (OrderNumber(at as u64 + 1), order::digest(&CLUSTER, *id, &payload));
-    let payload = if with || lie { Body::Here(payload) } else { Body::Elsewhere };
+    let payload = if with || lie { Body::Here(payload.into()) } else { Body::Elsewhere };
     Delivery { order, id: *id, digest, time: Micros(5), payload }
 }

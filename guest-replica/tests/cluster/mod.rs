@@ -308,7 +308,7 @@ impl Peer {
     }
 
     pub(crate) fn send(&mut self, message: &ToServer) {
-        assert!(self.link.send(&[&messages::encode(message)]), "not established");
+        assert!(self.link.send(|out| messages::encode_into(message, out)), "not established");
         self.turn_until(|peer| !peer.link.wants_write());
     }
 

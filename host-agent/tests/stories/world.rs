@@ -42,13 +42,15 @@ pub(crate) fn propose(host: u16, orders: &[(u32, &[u8])]) -> Vec<u8> {
         .map(|((client, payload), count)| {
             let id = OrderId { client: ClientId(*client), session: 1, count };
             let digest = order::digest(&CLUSTER, id, payload);
-            (id, order::mac(&order_key(host, *client), &digest).0)
+            (id, digest, order::mac(&order_key(host, *client), &digest).0)
         })
         .collect();
-    let views = macs.iter().zip(orders);
-    let orders = views.map(|((id, mac), (_, payload))| OrderView { id: *id, mac, payload });
+    let views = macs.iter().zip(orders).map(|((id, digest, mac), (_, payload))| {
+        let (id, digest) = (*id, *digest);
+        OrderView { id, digest, mac, payload }
+    });
     let (term, batch, evidence) = (Term(0), Batch(1), vec![]);
-    encoded(&Body::Propose(Propose { term, batch, evidence, orders: orders.collect() }))
+    encoded(&Body::Propose(Propose { term, batch, evidence, orders: views.collect() }))
 }
 
 pub(crate) fn accept(upto: u64) -> Vec<u8> {

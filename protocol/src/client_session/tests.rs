@@ -50,7 +50,7 @@ fn reply(count: u64, order: u64, bytes: &[u8], body: Body) -> Reply {
 }
 
 fn here(bytes: &[u8]) -> Body {
-    Body::Here(bytes.to_vec())
+    Body::Here(bytes.to_vec().into())
 }
 
 impl Story {

@@ -49,7 +49,7 @@ fn truth(order: u64, with: bool) -> Delivery {
 fn saying(order: u64, payload: Vec<u8>, with: bool) -> Delivery {
     let id = OrderId { client: ClientId(1), session: 2, count: order };
     let digest = order::digest(&CLUSTER, id, &payload);
-    let body = if with { Body::Here(payload) } else { Body::Elsewhere };
+    let body = if with { Body::Here(payload.into()) } else { Body::Elsewhere };
     let (order, time) = (OrderNumber(order), Micros(order * 10));
     Delivery { order, id, digest, time, payload: body }
 }
@@ -222,7 +222,7 @@ fn a_server_that_votes_twice_counts_once_and_its_first_word_stands() {
 #[test]
 fn a_payload_must_be_of_the_digest() {
     let mut story = story(1);
-    let forged = Body::Here(b"forged".to_vec());
+    let forged = Body::Here(b"forged".to_vec().into());
     story.say(0, Delivery { payload: forged.clone(), ..truth(1, false) });
     story.say(1, truth(1, false));
     story.say(2, truth(1, false));

@@ -97,7 +97,8 @@ fn ballot(term: u64, upto: u64, chain: Digest) -> Body<'static> {
 /// A proposal; batch 0 is an empty one. The batch's one order says which term and batch it is of.
 fn proposal(term: u64, batch: u64, evidence: &[Position]) -> Body<'static> {
     let id = OrderId { client: ClientId(term as u32), session: batch, count: 1 };
-    let order = OrderView { id, mac: &[0; 32], payload: b"m" };
+    let order =
+        OrderView { id, digest: order::digest(&CLUSTER, id, b"m"), mac: &[0; 32], payload: b"m" };
     let orders = if batch == 0 { vec![] } else { vec![order] };
     let (term, batch) = (Term(term), Batch(batch));
     Body::Propose(Propose { term, batch, evidence: evidence.to_vec(), orders })
@@ -361,7 +362,8 @@ fn the_chain_is_over_the_orders_without_their_macs() {
     let chain = |mac: [u8; 32], payload: &[u8]| {
         let mut world = World::new(1);
         let id = OrderId { client: ClientId(0), session: 1, count: 1 };
-        let orders = vec![OrderView { id, mac: &mac, payload }];
+        let digest = order::digest(&CLUSTER, id, payload);
+        let orders = vec![OrderView { id, digest, mac: &mac, payload }];
         let (term, batch) = (Term(0), Batch(1));
         world.append(0, Body::Propose(Propose { term, batch, evidence: vec![], orders }));
         world.chain(0, 1).unwrap()

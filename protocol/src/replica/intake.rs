@@ -133,7 +133,7 @@ impl Replica {
     pub(super) fn reply(&self, id: OrderId, kept: &KeptReply, bytes: bool) -> ToClient {
         let body = match &kept.body {
             _ if !bytes => Body::Elsewhere,
-            Some(body) => Body::Here(body.to_vec()),
+            Some(body) => Body::Here(body.clone()),
             None => Body::Gone,
         };
         ToClient::Reply(Reply {

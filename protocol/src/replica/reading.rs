@@ -1,7 +1,5 @@
 //! Records that were read, and the deliveries that follow from them (C1, C2, P5).
 
-use std::sync::Arc;
-
 use shared_registers::crypto::Digest;
 use shared_registers::ids::Micros;
 use shared_registers::record::Record;
@@ -59,7 +57,7 @@ impl Replica {
             reply = Vec::new();
         }
         let digest = Digest::of(&[&reply]);
-        self.ledger.keep(id.client, digest, Arc::from(reply));
+        self.ledger.keep(id.client, digest, reply.into());
         let (payload, digest) = (order.payload.clone(), order.digest);
         self.history.push(Kept { id, digest, time, payload });
         self.pool.forget(id.client, self.ledger.last(id.client));

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use shared_registers::ids::{Batch, ClientId, OrderId, ServerId, Term};
 use shared_registers::limits::{MAX_ORDERS_PER_BATCH, SOFT_BATCH_BYTES};
-use shared_registers::order::OrderView;
 use shared_registers::record::{Body, Propose};
 
 use super::frames::What;
@@ -158,10 +157,10 @@ impl Replica {
         orders: Vec<(Source, OrderId)>,
         out: &mut Vec<Output>,
     ) {
-        let me = self.config.me.index();
+        let me = self.config.me;
         let copies = orders.iter().map(|(source, id)| {
             let held = self.pool.get(*source, *id).expect("a batch is filled with held orders");
-            OrderView { id: *id, mac: &held.message.macs[me], payload: &held.message.payload }
+            held.message.view(me)
         });
         let mut bytes = Vec::new();
         let term = self.term;

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use shared_registers::guest_side::HostHint;
 use shared_registers::ids::{Batch, ClientId, Micros, ServerId};
 use shared_registers::layout::LinkState;
-use shared_registers::order;
 use shared_registers::record::Reason;
 
 use super::{Config, Replica};
@@ -189,9 +188,7 @@ impl Replica {
             let since = held.arrived.max(next_since).max(self.suspicion.term_began);
             let deadline = since.plus(patience);
             if now >= deadline {
-                let message = &held.message;
-                let digest = order::digest(&self.config.cluster, message.id, &message.payload);
-                return Some(Reason::Order(digest));
+                return Some(Reason::Order(held.message.digest));
             }
             earliest = earliest.min(deadline);
         }

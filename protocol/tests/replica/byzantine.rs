@@ -5,12 +5,11 @@ use protocol::messages::OrderMessage;
 use shared_registers::crypto::Digest;
 use shared_registers::host_side::Counter;
 use shared_registers::ids::{Batch, Position, Seq, ServerId, Term};
-use shared_registers::order::OrderView;
 use shared_registers::record::{Accept, Body, Change, Propose, Reason, Vote};
 
 /// A proposal of server 0's guest, of whatever orders it likes.
 fn propose(batch: u64, orders: &[OrderMessage]) -> Vec<u8> {
-    let views = orders.iter().map(|o| OrderView { id: o.id, mac: &o.macs[0], payload: &o.payload });
+    let views = orders.iter().map(|order| order.view(ServerId(0)));
     let (term, batch) = (Term(0), Batch(batch));
     let body = Body::Propose(Propose { term, batch, evidence: vec![], orders: views.collect() });
     let mut bytes = Vec::new();

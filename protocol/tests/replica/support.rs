@@ -333,7 +333,7 @@ impl Cluster {
             self.servers[i].replica.delivery(OrderNumber(log.len() as u64 + 1), true)
         {
             let protocol::messages::Body::Here(payload) = delivery.payload else { panic!() };
-            log.push((delivery.id.client.0, delivery.id.count, payload));
+            log.push((delivery.id.client.0, delivery.id.count, payload.into()));
         }
         log
     }

@@ -12,7 +12,7 @@ use protocol::messages::{self, OrderMessage, ToClient, ToServer, max_frame_bytes
 use shared_registers::bell;
 use shared_registers::channel::{Channel, Event};
 use shared_registers::cluster::{ClientKeys, load_keys};
-use shared_registers::crypto::{MAC_BYTES, MacKey};
+use shared_registers::crypto::{Digest, MAC_BYTES, MacKey};
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::ids::{Batch, ClientId, OrderId, Seq, ServerId, Term};
 use shared_registers::layout::DropReason;
@@ -27,6 +27,7 @@ use super::{Cluster, PATIENCE, until};
 #[derive(Clone)]
 pub(crate) struct Taken {
     pub(crate) id: OrderId,
+    pub(crate) digest: Digest,
     pub(crate) mac: [u8; MAC_BYTES],
     pub(crate) payload: Vec<u8>,
 }
@@ -35,7 +36,14 @@ impl Taken {
     /// What a broken-in guest `server` has of an order that a client sent it.
     pub(crate) fn of(order: &OrderMessage, server: u16) -> Taken {
         let mac = order.macs[usize::from(server)].into_array();
-        Taken { id: order.id, mac, payload: order.payload.clone() }
+        Taken { id: order.id, digest: order.digest, mac, payload: order.payload.clone() }
+    }
+}
+
+impl Taken {
+    fn view(&self) -> OrderView<'_> {
+        let Taken { id, digest, mac, payload } = self;
+        OrderView { id: *id, digest: *digest, mac, payload }
     }
 }
 
@@ -96,6 +104,7 @@ impl Attacker {
                         self.batch = self.batch.max(propose.batch.0);
                         let orders = propose.orders.iter().map(|order| Taken {
                             id: order.id,
+                            digest: order.digest,
                             mac: *order.mac,
                             payload: order.payload.to_vec(),
                         });
@@ -145,9 +154,8 @@ impl Attacker {
     }
 
     pub(crate) fn proposal(&self, term: u64, batch: u64, orders: &[Taken]) -> Vec<u8> {
-        let views =
-            orders.iter().map(|Taken { id, mac, payload }| OrderView { id: *id, mac, payload });
-        let (term, batch, orders) = (Term(term), Batch(batch), views.collect());
+        let views = orders.iter().map(Taken::view).collect();
+        let (term, batch, orders) = (Term(term), Batch(batch), views);
         encoded(&Body::Propose(Propose { term, batch, evidence: Vec::new(), orders }))
     }
 
@@ -212,8 +220,8 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn send(&mut self, order: &OrderMessage) {
-        let message = messages::encode(&ToServer::Order(order.clone()));
-        assert!(self.link.send(&[&message]));
+        let message = ToServer::Order(order.clone());
+        assert!(self.link.send(|out| messages::encode_into(&message, out)));
         until("an order is on its way", || !self.turn().link.wants_write());
     }
 
