@@ -243,7 +243,11 @@ impl Reader {
 
     fn read_order(&self, order: &order::OrderView<'_>) -> ReadOrder {
         // R1: the proposer's host has checked the digest.
-        ReadOrder { id: order.id, digest: order.digest, payload: Bytes::copy_from_slice(order.payload) }
+        ReadOrder {
+            id: order.id,
+            digest: order.digest,
+            payload: Bytes::copy_from_slice(order.payload),
+        }
     }
 
     /// The last batch that is committed within the causal past `seen`.

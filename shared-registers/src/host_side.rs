@@ -9,7 +9,7 @@ use crate::layout::{
     DropReason, FRAME_HEADER_BYTES, FRAME_MAGIC, Geometry, LayoutError, LinkState, hint_word, read,
     stream_word, write,
 };
-use crate::limits::{MAX_ORDERS_PER_BATCH, PREFAULT_AHEAD_BYTES, PREFAULT_STEP_BYTES};
+use crate::limits::{MAX_ORDERS_PER_BATCH, READY_BYTES, READY_BYTES_IDLE, READY_STEP_BYTES};
 use crate::record::Record;
 use crate::words::{Doorbell, Words, WordsMut, padded};
 
@@ -339,19 +339,26 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         Ok(())
     }
 
-    /// Readies the pages that the next records will go to. To be called when there is nothing else
-    /// to do: a page of a sparse file that is stored to for the first time costs as much as a hop.
-    pub fn prefault(&mut self) {
+    /// Readies a few of the pages that the next records will go to; more of them if this host has
+    /// been `idle` for a while. Returns whether an idle host could ready more. To be called when
+    /// there is nothing else to do: a page of a sparse file that is stored to for the first time
+    /// costs as much as a hop.
+    pub fn prefault(&mut self, idle: bool) -> bool {
+        let most = READY_BYTES_IDLE / self.geometry.n as u64;
+        let ahead = if idle { most } else { READY_BYTES };
+        let mut more = false;
         for writer in ServerId::all(self.geometry.n) {
             let ring = self.geometry.stream_ring(writer);
             let stream = &mut self.streams[writer.index()];
-            let from = stream.ready.max(stream.end());
-            if from < ring.bytes && from < stream.end() + PREFAULT_AHEAD_BYTES {
-                let bytes = PREFAULT_STEP_BYTES.min(ring.bytes - from);
+            let (from, end) = (stream.ready.max(stream.end()), stream.end());
+            if from < ring.bytes.min(end + ahead) {
+                let bytes = READY_STEP_BYTES.min(ring.bytes - from);
                 ring.prefault(&self.read, from, bytes);
                 stream.ready = from + bytes;
             }
+            more |= stream.ready < ring.bytes.min(end + most);
         }
+        more
     }
 
     /// Exposes to the guest whatever has its causal past exposed (R4). Returns whether there was

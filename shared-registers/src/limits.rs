@@ -23,9 +23,11 @@ pub const LINK_SEND_BYTES: usize = 1 << 20;
 pub const LINK_READ_BYTES: usize = 1 << 20;
 
 /// A host keeps so many bytes of each ring ready behind the last record, ...
-pub const PREFAULT_AHEAD_BYTES: u64 = 256 << 10;
+pub const READY_BYTES: u64 = 256 << 10;
+/// ... so many of all rings together once it has been idle, ...
+pub const READY_BYTES_IDLE: u64 = 96 << 20;
 /// ... and readies so many at a time, when it has nothing else to do.
-pub const PREFAULT_STEP_BYTES: u64 = 64 << 10;
+pub const READY_STEP_BYTES: u64 = 64 << 10;
 
 /// The bounds that `cluster.toml` sets and that hosts and guests must agree on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -45,13 +45,14 @@ fn r1_orders_made_up_or_altered_enter_no_stream() {
     other_host.macs[0] = real.macs[1];
     let mut renumbered = real.clone();
     renumbered.id.count = 2;
-    for forged in [altered, other_client, other_host, renumbered] {
+    let misnamed = OrderMessage { digest: Digest::of(&[b"another"]), ..real.clone() };
+    for forged in [altered, misnamed, other_client, other_host, renumbered] {
         let drops = cluster.drops(0);
         forge(&mut cluster, 1, &[forged]);
         assert_eq!(cluster.drops(0), drops + 1);
     }
     assert_eq!(cluster.servers[0].host.registers().counter(Counter::Proposes), 0);
-    assert_eq!(cluster.servers[0].host.registers().counter(Counter::OrderMacFailed), 4);
+    assert_eq!(cluster.servers[0].host.registers().counter(Counter::OrderMacFailed), 5);
     assert!(cluster.delivered(0));
 }
 
