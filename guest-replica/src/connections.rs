@@ -1,7 +1,7 @@
 //! The connections that others open to this guest: clients, other guests, the operator.
 //!
 //! Whoever can reach the payload address can open a connection; what counts is the proof of a key
-//! that its channel makes at its start, and the MAC on each frame after that. Everything here is
+//! that its channel makes at its start, and the seal of each frame after that. Everything here is
 //! bounded twice: in how much there may be of it ([`Bounds`]), and in how much of one turn of the
 //! loop it may take. What was read of a connection waits in its inbox; while anything is there,
 //! nothing more is read from it.
