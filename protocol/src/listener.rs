@@ -263,6 +263,13 @@ impl Listener {
         self.next
     }
 
+    /// How many order numbers are kept track of, and how many bytes of payload are kept from the
+    /// server of which most are.
+    pub fn fill(&self) -> (usize, usize) {
+        let held = self.sources.iter().map(|source| source.held).max();
+        (self.slots.len(), held.unwrap_or(0))
+    }
+
     /// What the listener did and saw so far.
     pub fn counters(&self) -> Counters {
         self.counters

@@ -208,6 +208,12 @@ impl Channel {
         }
     }
 
+    /// Bytes that were received and not used yet. Once [`Self::next`] has returned `None` they are
+    /// less than one frame of the largest size.
+    pub fn buffered(&self) -> usize {
+        self.waiting()
+    }
+
     fn awaits_confirm(&self) -> bool {
         matches!(self.state, State::AwaitConfirm { .. })
     }

@@ -420,10 +420,13 @@ pub fn load_keys<K: DeserializeOwned>(path: &Path) -> Result<K, ConfigError> {
     }
     let text = fs::read_to_string(path)
         .map_err(|error| ConfigError(format!("cannot read the key file {at}: {error}")))?;
+    parse_keys(&text).map_err(|why| ConfigError(format!("the key file {at} is damaged: {why}")))
+}
+
+/// Reads the text of a key file. What it says of a wrong one quotes nothing of it.
+pub fn parse_keys<K: DeserializeOwned>(text: &str) -> Result<K, String> {
     // A parse error would quote the line, and the line holds a key.
-    toml::from_str(&text).map_err(|error: toml::de::Error| {
-        ConfigError(format!("the key file {at} is damaged: {}", error.message()))
-    })
+    toml::from_str(text).map_err(|error: toml::de::Error| error.message().to_owned())
 }
 
 #[cfg(test)]
