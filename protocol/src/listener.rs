@@ -131,7 +131,7 @@ pub struct Counters {
     pub beyond_hold: u64,
     /// Ignored: contradicts the same server's earlier words, or a payload that does not match.
     pub wrong: u64,
-    /// Ignored: not for a listener.
+    /// Ignored: not for a listener, or of a server that is not connected.
     pub unknown: u64,
 }
 
@@ -216,7 +216,7 @@ impl Listener {
             return;
         }
         match input {
-            Input::FromServer(server, _) if server.index() >= self.config.n => {
+            Input::FromServer(server, _) if !self.is_connected(server) => {
                 self.counters.unknown += 1;
             }
             Input::FromServer(server, ToClient::Delivery(delivery)) => {
@@ -246,6 +246,10 @@ impl Listener {
         self.rejoin(out);
         self.give_credit(out);
         self.judge_too_old(now, out);
+    }
+
+    fn is_connected(&self, server: ServerId) -> bool {
+        self.sources.get(server.index()).is_some_and(|source| source.connected)
     }
 
     /// When a [`Input::Tick`] is due; it may turn out to be too early, never too late.
