@@ -139,8 +139,11 @@ fn records() -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
 
 fn cluster() -> Cluster {
     let address = |network: u8, id: u16| ([127, 0, network, id as u8 + 1], 7000).into();
-    let servers = (0..N as u16)
-        .map(|id| ServerAddresses { id, trusted: address(1, id), payload: address(2, id) });
+    let servers = (0..N as u16).map(|id| ServerAddresses {
+        id,
+        trusted: address(1, id),
+        payload: address(2, id),
+    });
     Cluster::new(ClusterId([7; 32]), 1, 4, "log", servers.collect())
 }
 

@@ -252,7 +252,9 @@ pub(crate) fn write_file(bytes: &[u8]) {
     guest.write(Seq(9), b"after all that").expect("an empty ring has room");
     assert!(host.has_frames());
     match host.take() {
-        Taken::Frame(frame) => assert_eq!((frame.seq, frame.body), (Seq(9), &b"after all that"[..])),
+        Taken::Frame(frame) => {
+            assert_eq!((frame.seq, frame.body), (Seq(9), &b"after all that"[..]))
+        }
         Taken::Nothing | Taken::Garbage => panic!("a clean guest's frame is lost"),
     }
 }

@@ -200,7 +200,13 @@ impl World {
     }
 
     /// A RECORD frame, in its place in the stream or so far off.
-    fn record(&mut self, writer: ServerId, off: i8, seen: [u8; N], body: &BodyDraft<'_>) -> Vec<u8> {
+    fn record(
+        &mut self,
+        writer: ServerId,
+        off: i8,
+        seen: [u8; N],
+        body: &BodyDraft<'_>,
+    ) -> Vec<u8> {
         let body = body.encode(writer.index(), &self.facts());
         let copied = self.host().registers().copied(writer).0;
         let seq = copied.wrapping_add(1).wrapping_add_signed(i64::from(off));

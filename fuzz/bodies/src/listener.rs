@@ -19,15 +19,40 @@ use crate::drafts::{CLUSTER, F, MAX_PAYLOAD, N};
 #[derive(Arbitrary, Debug)]
 enum Act {
     /// A server names a delivery; `version` tells its several lies apart.
-    Delivery { server: u8, at: u8, version: u8, body: u8 },
+    Delivery {
+        server: u8,
+        at: u8,
+        version: u8,
+        body: u8,
+    },
     /// It names so many in a row, truly.
-    Run { server: u8, from: u8, len: u8, bytes: bool },
-    TooOld { server: u8, at: u8, first: u8 },
-    Other { server: u8 },
-    Connected { server: u8 },
-    Disconnected { server: u8 },
-    Room { messages: u8, bytes: u16 },
-    Pass { ms: u16 },
+    Run {
+        server: u8,
+        from: u8,
+        len: u8,
+        bytes: bool,
+    },
+    TooOld {
+        server: u8,
+        at: u8,
+        first: u8,
+    },
+    Other {
+        server: u8,
+    },
+    Connected {
+        server: u8,
+    },
+    Disconnected {
+        server: u8,
+    },
+    Room {
+        messages: u8,
+        bytes: u16,
+    },
+    Pass {
+        ms: u16,
+    },
 }
 
 /// What a delivery says.

@@ -19,7 +19,9 @@ use protocol::replica::{Config, Input, Lookup, Output, Replica};
 use shared_registers::crypto::Digest;
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::host_side::HostRegisters;
-use shared_registers::ids::{Batch, ClientId, Micros, OrderId, OrderNumber, Position, Seq, ServerId};
+use shared_registers::ids::{
+    Batch, ClientId, Micros, OrderId, OrderNumber, Position, Seq, ServerId,
+};
 use shared_registers::record::{Body, Record};
 
 use crate::acts;
@@ -245,8 +247,7 @@ impl World {
     }
 
     fn right_order(&mut self, to: usize, id: OrderId) {
-        let keys: Vec<_> =
-            (0..N).map(|host| crate::drafts::order_key(host, id.client.0)).collect();
+        let keys: Vec<_> = (0..N).map(|host| crate::drafts::order_key(host, id.client.0)).collect();
         let message = OrderMessage::new(&CLUSTER, id, Vec::new(), &keys);
         self.sent.insert((id, shared_registers::order::digest(&CLUSTER, id, &[])));
         self.step(to, Input::Client(id.client, ToServer::Order(message)));
@@ -316,8 +317,7 @@ impl World {
         if let Ok(Body::Propose(propose)) = Body::decode(&body, N) {
             for order in &propose.orders {
                 if crate::drafts::verifies(LIAR, order) {
-                    let digest =
-                        shared_registers::order::digest(&CLUSTER, order.id, order.payload);
+                    let digest = shared_registers::order::digest(&CLUSTER, order.id, order.payload);
                     self.sent.insert((order.id, digest));
                 }
             }
@@ -495,7 +495,8 @@ impl World {
             };
             assert_eq!(shared_registers::order::digest(&CLUSTER, id, payload), digest);
             assert!(self.sent.contains(&(id, digest)), "DA3: nobody sent {id}");
-            let before: (u64, u64) = last.insert(id.client, (id.session, id.count)).unwrap_or_default();
+            let before: (u64, u64) =
+                last.insert(id.client, (id.session, id.count)).unwrap_or_default();
             let next = id.session == before.0 && id.count == before.1 + 1;
             assert!(next || (id.session > before.0 && id.count == 1), "C2: {id} out of turn");
             assert!(time <= delivery.time, "C2: time goes back");

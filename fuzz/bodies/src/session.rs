@@ -26,16 +26,46 @@ struct Key {
 
 #[derive(Arbitrary, Debug)]
 enum Act {
-    Broadcast { len: u8 },
-    Reply { server: u8, key: Key, order: u8, reply: u8, body: u8, term: u8 },
+    Broadcast {
+        len: u8,
+    },
+    Reply {
+        server: u8,
+        key: Key,
+        order: u8,
+        reply: u8,
+        body: u8,
+        term: u8,
+    },
     /// `f + 1` servers say the same.
-    Agreed { first: u8, key: Key, order: u8, reply: u8, body: u8 },
-    Stale { server: u8, key: Key },
-    Refused { server: u8, key: Key, large: bool },
-    Other { server: u8 },
-    Connected { server: u8 },
-    Disconnected { server: u8 },
-    Pass { ms: u16 },
+    Agreed {
+        first: u8,
+        key: Key,
+        order: u8,
+        reply: u8,
+        body: u8,
+    },
+    Stale {
+        server: u8,
+        key: Key,
+    },
+    Refused {
+        server: u8,
+        key: Key,
+        large: bool,
+    },
+    Other {
+        server: u8,
+    },
+    Connected {
+        server: u8,
+    },
+    Disconnected {
+        server: u8,
+    },
+    Pass {
+        ms: u16,
+    },
 }
 
 /// What a reply says.

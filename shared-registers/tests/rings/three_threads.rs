@@ -129,8 +129,7 @@ fn story(looks_again: bool) {
     let read_file = words(geometry.read_file_bytes(), &shared, RING_BYTES);
     let shared = [write::HEAD, write::GUEST_NAP];
     let write_file = words(geometry.write_file_bytes(), &shared, WRITE_RING_BYTES);
-    let registers =
-        HostRegisters::create(geometry, read_file.clone(), write_file.clone()).unwrap();
+    let registers = HostRegisters::create(geometry, read_file.clone(), write_file.clone()).unwrap();
     let owner = GuestRegisters::attach(geometry, read_file.clone(), write_file).unwrap();
     let scratch = words(geometry.write_file_bytes(), &[], 0);
     let mut reader = GuestRegisters::attach(geometry, read_file, scratch).unwrap();

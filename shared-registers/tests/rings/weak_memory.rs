@@ -37,11 +37,7 @@ fn check(test: impl Fn() + Sync + Send + 'static) {
 }
 
 /// Both sides of both files, with these words of the read file and the write file modelled.
-fn files(
-    read: &[usize],
-    write: &[usize],
-    (weak_read, weak_write): (Weakness, Weakness),
-) -> Files {
+fn files(read: &[usize], write: &[usize], (weak_read, weak_write): (Weakness, Weakness)) -> Files {
     let geometry = geometry(RING_BYTES, WRITE_RING_BYTES);
     let (read, write) = (read.iter().copied(), write.iter().copied());
     let read = Arc::new(Modelled::new(geometry.read_file_bytes(), read, weak_read));
@@ -59,8 +55,7 @@ fn ring_words(bytes: u64) -> impl Iterator<Item = usize> {
 /// guest had to wait.
 fn frames(weakness: Weakness, full: &'static AtomicBool) {
     let write: Vec<_> = [write::HEAD].into_iter().chain(ring_words(WRITE_RING_BYTES)).collect();
-    let (mut host, mut guest) =
-        files(&[read::CONSUMED], &write, (Weakness::None, weakness));
+    let (mut host, mut guest) = files(&[read::CONSUMED], &write, (Weakness::None, weakness));
     let writer = loom::thread::spawn(move || {
         for seq in 1..=3 {
             while guest.write(Seq(seq), &body(seq, 1)).is_err() {
@@ -75,7 +70,8 @@ fn frames(weakness: Weakness, full: &'static AtomicBool) {
             Taken::Nothing => loom::thread::yield_now(),
             Taken::Garbage => panic!("a frame that is not whole"),
             Taken::Frame(frame) => {
-                assert_eq!((frame.seq.0, frame.body), (next, &body(next, 1)[..]));
+                let whole = (frame.seq.0, frame.body) == (next, &body(next, 1)[..]);
+                assert!(whole, "a frame that is not whole");
                 host.consume();
                 next += 1;
             }
@@ -127,7 +123,8 @@ fn records(weakness: Weakness) {
             Next::Nothing => loom::thread::yield_now(),
             Next::Damaged => panic!("a record that is not whole"),
             Next::Record(record) => {
-                assert_eq!((record.stamp.seq.0, record.body), (next, &body(next, 1)[..]));
+                let whole = (record.stamp.seq.0, record.body) == (next, &body(next, 1)[..]);
+                assert!(whole, "a record that is not whole");
                 guest.advance(WRITER);
                 next += 1;
             }
@@ -176,8 +173,7 @@ fn a_drop_count_that_is_stored_relaxed_is_caught() {
 
 /// A guest writes and rings if it must, while its host goes to sleep.
 fn host_sleeps(weakness: Weakness) {
-    let (mut host, mut guest) =
-        files(&[read::HOST_NAP], &[write::HEAD], (weakness, weakness));
+    let (mut host, mut guest) = files(&[read::HOST_NAP], &[write::HEAD], (weakness, weakness));
     let writer = loom::thread::spawn(move || {
         guest.write(Seq(1), &body(1, 1)).unwrap();
         guest.must_ring()
