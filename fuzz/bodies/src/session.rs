@@ -8,7 +8,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use protocol::client_session::{
     ClientSession, HELD_BYTES_PER_SERVER, Input, Output, SessionConfig, Ticket,
 };
-use protocol::messages::{Body, Refusal, Reply, Status, ToClient, ToServer};
+use protocol::messages::{Body, Refusal, Reply, ToClient, ToServer};
 use shared_registers::crypto::Digest;
 use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber, ServerId, Term};
 
@@ -163,7 +163,7 @@ impl World {
                 self.hear(server(from), ToClient::Refused { session, count, reason });
             }
             Act::Other { server: from } => {
-                self.hear(server(from), ToClient::Status(Box::new(Status::default())));
+                self.hear(server(from), ToClient::Status(Box::default()));
             }
             Act::Connected { server: id } => {
                 let id = ServerId(u16::from(id) % N as u16);

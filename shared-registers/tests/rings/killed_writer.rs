@@ -24,11 +24,11 @@ use crate::{body, geometry, record};
 
 const WRITER: ServerId = ServerId(0);
 /// Records of all lives together have room here.
-const RING_BYTES: u64 = 1 << 22;
+const RING_BYTES: u64 = 1 << 23;
 /// A few frames: it wraps all the time.
 const WRITE_RING_BYTES: u64 = 1 << 9;
 /// Lives of the doomed process.
-const LIVES: usize = 80;
+const LIVES: usize = 200;
 /// Words that it stores in a life, at most: some dozen frames or records.
 const MAX_STORES: u64 = 1500;
 

@@ -1,10 +1,11 @@
-//! Loom: every interleaving of two threads with few preemptions, and every value that a load may
-//! still see under the memory model. The rings hold two entries of the smallest size, so that the
+//! Loom: every interleaving of two threads, and every value that a load may still see under the
+//! memory model. The rings hold two entries of the smallest size, so that the
 //! third wraps, and waits for room.
 //!
 //! One order is out of loom's reach: a guest must not store into a place before its host's loads
 //! from it are done (CONSUMED's release, and the guest's acquire). Loom runs loads in the order of
-//! the program, so it cannot let one see a store of its future; those two were checked by reading.
+//! the program, so none sees a store of its future: made relaxed, these two stay green. They were
+//! checked by reading.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,10 +29,10 @@ const RING_BYTES: u64 = 128;
 type Words = Arc<Modelled<AtomicU64>>;
 type Files = (HostRegisters<Words, Words>, GuestRegisters<Words, Words>);
 
-/// The preemptions that most orderings of two threads need to show a fault are two.
+/// All of it, in seconds: no bound on preemptions, whatever the environment says.
 fn check(test: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
+    model.preemption_bound = None;
     model.max_branches = 10_000;
     model.check(test);
 }
