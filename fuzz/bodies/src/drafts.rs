@@ -48,10 +48,12 @@ impl OrderDraft {
     /// Which; mostly one of the first of its session, seldom the last that there can be.
     pub(crate) fn id(&self) -> OrderId {
         let session = match self.session {
+            0..128 => 1,
             255 => u64::MAX,
             session => u64::from(session % 4),
         };
         let count = match self.count {
+            0..128 => 1 + u64::from(self.count % 2),
             255 => u64::MAX,
             254 => 600,
             count => u64::from(count % 8),
