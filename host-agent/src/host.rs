@@ -292,10 +292,9 @@ impl<R: WordsMut, W: Words> Host<R, W> {
     }
 
     fn expose(&mut self) {
-        if self.registers.expose() {
-            self.admission.changes.exposed(|writer| self.registers.exposed(writer));
-            self.news = true;
-        }
+        self.news |= self.registers.expose();
+        // Also when nothing is new: a host that starts again has exposed all before.
+        self.admission.changes.exposed(|writer| self.registers.exposed(writer));
         let (copied, exposed) = (self.registers.copied(self.me), self.registers.exposed(self.me));
         assert_eq!(copied, exposed, "own records see nothing that is not exposed");
     }

@@ -304,6 +304,11 @@ impl ClientSession {
         self.counters
     }
 
+    /// Bytes of replies that are kept from the server of which most are.
+    pub fn held_bytes(&self) -> usize {
+        self.held.iter().copied().max().unwrap_or(0)
+    }
+
     /// What the servers said about each unanswered order, in their order.
     pub fn unanswered(&self) -> impl Iterator<Item = Unanswered> + '_ {
         self.entries.values().filter(|e| !e.failed).map(|entry| self.summary(entry))

@@ -131,7 +131,7 @@ pub struct Counters {
     pub beyond_hold: u64,
     /// Ignored: contradicts the same server's earlier words, or a payload that does not match.
     pub wrong: u64,
-    /// Ignored: not for a listener.
+    /// Ignored: not for a listener, or of a server that is not connected.
     pub unknown: u64,
 }
 
@@ -216,7 +216,7 @@ impl Listener {
             return;
         }
         match input {
-            Input::FromServer(server, _) if server.index() >= self.config.n => {
+            Input::FromServer(server, _) if !self.is_connected(server) => {
                 self.counters.unknown += 1;
             }
             Input::FromServer(server, ToClient::Delivery(delivery)) => {
@@ -248,6 +248,10 @@ impl Listener {
         self.judge_too_old(now, out);
     }
 
+    fn is_connected(&self, server: ServerId) -> bool {
+        self.sources.get(server.index()).is_some_and(|source| source.connected)
+    }
+
     /// When a [`Input::Tick`] is due; it may turn out to be too early, never too late.
     pub fn next_deadline(&self) -> Option<Micros> {
         if self.ended {
@@ -261,6 +265,13 @@ impl Listener {
     /// The next delivery that is wanted.
     pub fn next(&self) -> OrderNumber {
         self.next
+    }
+
+    /// How many order numbers are kept track of, and how many bytes of payload are kept from the
+    /// server of which most are.
+    pub fn fill(&self) -> (usize, usize) {
+        let held = self.sources.iter().map(|source| source.held).max();
+        (self.slots.len(), held.unwrap_or(0))
     }
 
     /// What the listener did and saw so far.

@@ -229,6 +229,15 @@ impl Pool {
         self.holding.iter().copied()
     }
 
+    /// How much the source that holds most has, of clients and of servers: copies and their bytes.
+    pub fn largest(&self) -> [(usize, usize); 2] {
+        [&self.direct, &self.forwarded].map(|sources| {
+            let orders = sources.iter().map(|copies| copies.orders.len()).max();
+            let bytes = sources.iter().map(|copies| copies.bytes).max();
+            (orders.unwrap_or(0), bytes.unwrap_or(0))
+        })
+    }
+
     /// The `nth` direct copy, from 0, of each client that has so many, in each client's order.
     pub fn direct_nth(&self, nth: usize) -> impl Iterator<Item = &Held> {
         self.holding.iter().filter_map(move |c| self.direct[c.index()].orders.values().nth(nth))

@@ -107,6 +107,17 @@ pub enum Lookup {
     Found(ToClient),
 }
 
+/// How full a replica's queues are; their bounds are in [`crate::limits`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Copies, and bytes of them, of the client that sent most directly.
+    pub direct: (usize, usize),
+    /// The same of the server that forwarded most.
+    pub forwarded: (usize, usize),
+    /// Own frames that were written and not read back.
+    pub frames_in_flight: usize,
+}
+
 /// Counters of the core; see [`Replica::status`].
 #[derive(Default)]
 struct Counters {
@@ -279,6 +290,13 @@ impl Replica {
     /// The last order number delivered.
     pub fn last_delivered(&self) -> OrderNumber {
         self.ledger.delivered()
+    }
+
+    /// How full its queues are, for whoever checks that they stay within their bounds.
+    pub fn fill(&self) -> Fill {
+        let [direct, forwarded] = self.pool.largest();
+        let frames_in_flight = self.frames.in_flight();
+        Fill { direct, forwarded, frames_in_flight }
     }
 
     /// What this replica says of itself.

@@ -180,6 +180,9 @@ impl Channel {
 
     /// Takes received bytes. They wait, at most a frame and a read of them, for [`Self::next`].
     pub fn receive(&mut self, bytes: &[u8]) {
+        if matches!(self.state, State::Failed(_)) {
+            return; // Nobody will ever take them.
+        }
         self.buffer.drain(..std::mem::take(&mut self.start));
         self.buffer.extend_from_slice(bytes);
     }
@@ -207,6 +210,12 @@ impl Channel {
             Ok(None) => Ok(None),
             Err(error) => Err(self.fail(error)),
         }
+    }
+
+    /// Bytes that were received and not used yet. Once [`Self::next`] has returned `None` they are
+    /// less than one frame of the largest size.
+    pub fn buffered(&self) -> usize {
+        self.waiting()
     }
 
     fn awaits_confirm(&self) -> bool {
@@ -412,6 +421,8 @@ mod tests {
         let mut acceptor = Channel::accept(GUEST, CLUSTER, [2; 16], 100);
         acceptor.receive(b"GET / HTTP/1.1\r\n");
         assert_eq!(acceptor.next(&|_| None, &mut Vec::new()).err(), Some(ChannelError::NotOurs));
+        acceptor.receive(b"Host: example.org\r\n");
+        assert_eq!(acceptor.buffered(), 0, "a failed channel keeps nothing");
 
         let mut hello = Vec::new();
         Channel::dial((CLIENT, GUEST), &key(1), CLUSTER, [1; 16], 100, &mut hello);

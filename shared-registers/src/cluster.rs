@@ -420,10 +420,19 @@ pub fn load_keys<K: DeserializeOwned>(path: &Path) -> Result<K, ConfigError> {
     }
     let text = fs::read_to_string(path)
         .map_err(|error| ConfigError(format!("cannot read the key file {at}: {error}")))?;
+    parse_keys(&text).map_err(|why| ConfigError(format!("the key file {at} is damaged: {why}")))
+}
+
+/// Reads the text of a key file. What it says of a wrong one quotes nothing of it.
+pub fn parse_keys<K: DeserializeOwned>(text: &str) -> Result<K, String> {
     // A parse error would quote the line, and the line holds a key.
-    toml::from_str(&text).map_err(|error: toml::de::Error| {
-        ConfigError(format!("the key file {at} is damaged: {}", error.message()))
-    })
+    toml::from_str(text).map_err(|error: toml::de::Error| hide_keys(error.message()))
+}
+
+/// The message without its long words: what it quotes of a damaged file may be a key.
+fn hide_keys(message: &str) -> String {
+    let words = message.split_inclusive(|c: char| !c.is_ascii_alphanumeric());
+    words.map(|word| if word.len() > 15 { "..." } else { word }).collect()
 }
 
 #[cfg(test)]
@@ -489,5 +498,12 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         let error = load();
         assert!(error.contains("damaged") && !error.contains("abcd"), "{error}");
+        // Damaged so that a key stands where a list or a name should be.
+        let key = "ab".repeat(32);
+        for text in [format!("replies = \"{key}\""), format!("{key} = 1")] {
+            fs::write(&path, text).unwrap();
+            let error = load();
+            assert!(error.contains("damaged") && !error.contains("abab"), "{error}");
+        }
     }
 }

@@ -118,7 +118,8 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
         }
         let ring = self.geometry.stream_ring(writer);
         let len = (ring.get_word(&self.read, at) & 0xffff_ffff) as usize;
-        if len > self.geometry.max_record_bytes() || padded(len) > waiting {
+        let fits = len <= self.geometry.max_record_bytes() && padded(len) <= waiting;
+        if !fits || waiting > ring.bytes {
             return Next::Damaged;
         }
         self.copy.clear();
@@ -132,7 +133,8 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
 
     /// The record of `writer` that [`Self::next`] gave is read.
     pub fn advance(&mut self, writer: ServerId) {
-        self.places[writer.index()] += std::mem::take(&mut self.reading);
+        let place = &mut self.places[writer.index()];
+        *place = place.wrapping_add(std::mem::take(&mut self.reading));
     }
 
     /// Publishes a frame that is meant for position `seq` of the own stream, acknowledging every
@@ -147,7 +149,7 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
             // Somebody else stored to this file, and the host has skipped past what is written.
             self.head = consumed;
         }
-        if self.head + size - consumed > ring.bytes {
+        if self.head.wrapping_sub(consumed) + size > ring.bytes {
             return Err(WriteFull);
         }
         let mut header = [0; FRAME_HEADER_BYTES];
@@ -155,8 +157,8 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
         header[8..16].copy_from_slice(&seq.0.to_le_bytes());
         header[16..].copy_from_slice(&self.drops.to_le_bytes());
         ring.put(&self.write, self.head, &header);
-        ring.put(&self.write, self.head + FRAME_HEADER_BYTES as u64, body);
-        self.head += size;
+        ring.put(&self.write, self.head.wrapping_add(FRAME_HEADER_BYTES as u64), body);
+        self.head = self.head.wrapping_add(size);
         self.unrung = true;
         self.write.store(write::HEAD, self.head, Ordering::Release);
         Ok(())

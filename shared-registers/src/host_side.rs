@@ -157,12 +157,28 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         geometry.check_read(&read)?;
         geometry.check_write(&write)?;
         let mut this = Self::empty(geometry, read, write);
-        this.consumed = this.read.load(read::CONSUMED, Ordering::Relaxed);
+        this.consumed = this.read.load(read::CONSUMED, Ordering::Relaxed) & !7;
         this.drops = this.read.load(read::DROPS, Ordering::Relaxed);
         for writer in ServerId::all(geometry.n) {
             this.scan(writer)?;
         }
+        this.check_own_past()?;
         Ok(this)
+    }
+
+    /// The own stream names only what was exposed here (R4), so what it names must still be here.
+    fn check_own_past(&self) -> Result<(), ReopenError> {
+        let (me, n, mut bytes) = (self.geometry.server, self.geometry.n, Vec::new());
+        if self.record(me, self.copied(me), &mut bytes)
+            && let Ok(last) = Record::decode(&bytes, n)
+        {
+            for (writer, seen) in ServerId::all(n).zip(&last.stamp.seen) {
+                if *seen > self.copied(writer).0 {
+                    return Err(ReopenError::Damaged { writer, seq: *seen });
+                }
+            }
+        }
+        Ok(())
     }
 
     fn empty(geometry: Geometry, read: R, write: W) -> Self {
@@ -198,6 +214,10 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         let stream = &mut self.streams[writer.index()];
         (stream.first, stream.exposed, stream.places) = (first, exposed, VecDeque::from([at]));
         let ring = self.geometry.stream_ring(writer);
+        // Nothing is reclaimed yet, so a stream begins at its first record and fits into its ring.
+        if (first, at) != (0, 0) || end > ring.bytes || exposed > copied {
+            return Err(ReopenError::Damaged { writer, seq: copied });
+        }
         let mut bytes = Vec::new();
         for seq in first + 1..=copied {
             let damaged = ReopenError::Damaged { writer, seq };
@@ -216,9 +236,6 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
             if seq > exposed {
                 stream.waiting.push_back(record.stamp.seen);
             }
-        }
-        if at > end || exposed > copied || exposed < first {
-            return Err(ReopenError::Damaged { writer, seq: copied });
         }
         stream.copied = copied;
         // A count and its place are two stores: a kill between them leaves a place that is one
@@ -277,7 +294,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
 
     /// The frame that [`Self::take`] gave is dealt with.
     pub fn consume(&mut self) {
-        self.consumed += std::mem::take(&mut self.taking);
+        self.consumed = self.consumed.wrapping_add(std::mem::take(&mut self.taking));
         self.read.store(read::CONSUMED, self.consumed, Ordering::Release);
     }
 
@@ -293,7 +310,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         }
         self.read.store(read::DROP_SEQ, seq.0, Ordering::Relaxed);
         self.read.store(read::DROP_REASON, reason as u64, Ordering::Relaxed);
-        self.drops += 1;
+        self.drops = self.drops.wrapping_add(1);
         self.read.store(read::DROPS, self.drops, Ordering::Release);
         self.add(Counter::dropped(reason), 1);
         self.drops
@@ -430,12 +447,13 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
 
     /// Adds to a counter.
     pub fn count(&self, counter: Counter, by: u64) {
-        self.read.store(counter.word(), self.counter(counter) + by, Ordering::Relaxed);
+        self.add(counter as usize, by);
     }
 
     fn add(&self, index: usize, by: u64) {
         let word = read::COUNTERS + index;
-        self.read.store(word, self.read.load(word, Ordering::Relaxed) + by, Ordering::Relaxed);
+        let value = self.read.load(word, Ordering::Relaxed).wrapping_add(by);
+        self.read.store(word, value, Ordering::Relaxed);
     }
 
     /// A counter's value.
@@ -474,7 +492,49 @@ mod tests {
     use crate::crypto::ClusterId;
     use crate::guest_side::GuestRegisters;
     use crate::limits::RegisterLimits;
+    use crate::record::Stamp;
     use crate::words::VecWords;
+
+    #[test]
+    fn a_read_file_whose_counts_do_not_fit_its_records_is_refused() {
+        let limits =
+            RegisterLimits { max_payload_bytes: 64, ring_bytes: 1 << 9, write_ring_bytes: 1 << 9 };
+        let geometry = Geometry { n: 3, server: ServerId(0), cluster: ClusterId([1; 32]), limits };
+        let words = |bytes: u64| Arc::new(VecWords::new((bytes / 8) as usize));
+        let reopened = |pokes: &[(u16, usize, u64)]| {
+            let read = words(geometry.read_file_bytes());
+            let write = words(geometry.write_file_bytes());
+            let mut host = HostRegisters::create(geometry, read.clone(), write.clone()).unwrap();
+            // The own record names one of server 1's.
+            for (writer, seen) in [(1, [0, 0, 0]), (0, [0, 1, 0])] {
+                let (writer, seen) = (ServerId(writer), Box::from(seen));
+                let stamp = Stamp { writer, seq: Seq(1), time: Micros(0), incarnation: 0, seen };
+                let mut bytes = Vec::new();
+                Record::encode(&stamp, &[], &mut bytes);
+                host.append(&Record { stamp, body: &[] }, &bytes).unwrap();
+            }
+            host.expose();
+            for (writer, which, value) in pokes {
+                read.store(stream_word(ServerId(*writer), *which), *value, Ordering::Relaxed);
+            }
+            HostRegisters::reopen(geometry, read, write).map(|_| ())
+        };
+        let damaged = |writer, seq| Err(ReopenError::Damaged { writer: ServerId(writer), seq });
+        assert_eq!(reopened(&[]), Ok(()));
+        for (which, value) in [
+            (read::FIRST_SEQ, 1),
+            (read::FIRST_AT, 8),
+            (read::COPIED_AT, 1 << 20),
+            (read::COPIED_AT, u64::MAX),
+            (read::EXPOSED_SEQ, 2),
+        ] {
+            assert_eq!(reopened(&[(1, which, value)]), damaged(1, 1));
+        }
+        assert_eq!(reopened(&[(1, read::COPIED_SEQ, 2)]), damaged(1, 2));
+        // One that the own stream names has vanished.
+        let vanished = [(1, read::COPIED_SEQ, 0), (1, read::EXPOSED_SEQ, 0)];
+        assert_eq!(reopened(&vanished), damaged(1, 1));
+    }
 
     #[test]
     fn a_head_that_was_impossible_once_is_taken_when_it_is_reached() {

@@ -90,6 +90,9 @@ impl<W: Words + ?Sized> Words for std::sync::Arc<W> {
     fn load(&self, index: usize, order: Ordering) -> u64 {
         (**self).load(index, order)
     }
+    fn fence(&self) {
+        (**self).fence();
+    }
     fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
         (**self).copy_out(start, count, out);
     }

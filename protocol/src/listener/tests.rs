@@ -156,6 +156,19 @@ impl Story {
 }
 
 #[test]
+fn words_of_a_server_that_is_not_connected_make_nobody_send_to_it() {
+    let mut story = story(1);
+    story.step(Input::Disconnected(ServerId(2)));
+    story.too_old(2, 0, 1);
+    story.say(2, truth(5, true));
+    story.now = story.now.plus(Micros::from_ms(5000));
+    story.step(Input::Tick);
+    let to_it = |out: &Output| matches!(out, Output::Send(server, _) if *server == ServerId(2));
+    assert!(!story.out.iter().any(to_it), "{:?}", story.out);
+    assert_eq!(story.listener.counters().unknown, 2);
+}
+
+#[test]
 fn messages_leave_in_order_without_gaps_or_repeats() {
     for f in [1, 2] {
         let mut story = story(f);

@@ -57,8 +57,12 @@ impl Frames {
         })
     }
 
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
     pub(super) fn full(&self) -> bool {
-        self.in_flight.len() >= OWN_FRAMES_IN_FLIGHT
+        self.in_flight() >= OWN_FRAMES_IN_FLIGHT
     }
 
     /// The own record `seq` was read.
