@@ -53,7 +53,7 @@ pub struct KeptReply {
     pub count: u64,
     /// Its place in the one order.
     pub order: OrderNumber,
-    /// SHA-256 of the reply.
+    /// [`Digest::of`] the reply.
     pub digest: Digest,
     /// The reply; `None` if its bytes are kept no longer.
     pub body: Option<Bytes>,

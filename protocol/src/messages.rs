@@ -208,7 +208,7 @@ pub struct Reply {
     pub count: u64,
     /// Its place in the one order.
     pub order: OrderNumber,
-    /// SHA-256 of the reply's bytes.
+    /// [`Digest::of`] the reply's bytes.
     #[serde(with = "digest")]
     pub digest: Digest,
     /// The term that the server is in: a hint for where to send the next order.

@@ -1,13 +1,13 @@
-//! Digests, MACs and the sealing of frames (section 3): SHA-256 and HMAC-SHA256 for all that is
-//! agreed on or kept, AES-256-GCM for frames between two ends. Keys never print themselves, those
-//! that are kept are wiped when dropped, and MACs are compared in constant time.
+//! Digests, MACs and the sealing of frames (section 3): BLAKE3 for digests, HMAC-SHA256 for MACs,
+//! AES-256-GCM for frames between two ends. Keys never print themselves, those that are kept are
+//! wiped when dropped, and MACs are compared in constant time.
 
 use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac as _};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use sha2::{Digest as _, Sha256};
+use sha2::Sha256;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Bytes of a digest.
@@ -18,14 +18,14 @@ pub const MAC_BYTES: usize = 32;
 /// Bytes that sealing adds to a frame.
 pub const TAG_BYTES: usize = 16;
 
-/// A SHA-256 value.
+/// A BLAKE3 value.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Digest(pub [u8; DIGEST_BYTES]);
 
 impl Digest {
-    /// SHA-256 over the parts, one after the other.
+    /// BLAKE3 over the parts, one after the other.
     pub fn of(parts: &[&[u8]]) -> Digest {
-        let mut hash = Sha256::new();
+        let mut hash = blake3::Hasher::new();
         for part in parts {
             hash.update(part);
         }
@@ -176,6 +176,17 @@ mod tests {
         assert!(key(1).open(7, &mut sealed));
         assert_eq!(&sealed[..5], b"hello");
         assert!(!key(1).open(7, &mut []), "shorter than a tag");
+    }
+
+    #[test]
+    fn the_digest_is_the_published_one_whatever_the_parts() {
+        // The test vector of the specification: 251 bytes counting up, again and again.
+        let input: Vec<u8> = (0..5120).map(|i| (i % 251) as u8).collect();
+        let digest = Digest::of(&[&input[..100], &[], &input[100..]]);
+        assert_eq!(
+            hex::encode(digest.0),
+            "9cadc15fed8b5d854562b26a9536d9707cadeda9b143978f319ab34230535833"
+        );
     }
 
     #[test]
