@@ -5,7 +5,8 @@
 //!
 //! After every act: nothing goes back, and every queue is within its bound. In the end everything
 //! is brought everywhere, and then the correct replicas must have one order (DA2, DA4), in which
-//! nothing stands that no client sent, and nothing twice (DA3).
+//! nothing stands that no client sent, and nothing twice (DA3); and whoever reads the same streams
+//! in another order must conclude the same (section 4).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -109,6 +110,7 @@ pub(crate) fn run(bytes: &[u8]) {
     world.settle();
     world.check();
     world.check_one_order();
+    world.check_second_reading();
 }
 
 fn new_replica(me: usize) -> Replica {
@@ -484,6 +486,36 @@ impl World {
         for log in logs {
             let common = first.len().min(log.len());
             assert_eq!(first[..common], log[..common], "DA2, DA4: the order is not one");
+        }
+    }
+
+    /// Section 4: what is concluded is a function of what was read. A replica that reads all of it at
+    /// once, and the streams in the other order, concludes the same.
+    fn check_second_reading(&self) {
+        for (i, server) in self.servers.iter().enumerate() {
+            let Some(first) = &server.replica else { continue };
+            let (shape, mut second) = (geometry(i, RING_BYTES), new_replica(i));
+            let (_, scratch) = memory(&shape);
+            let mut registers = GuestRegisters::attach(shape, server.files.0.clone(), scratch)
+                .expect("files of the right size");
+            let mut progress = true;
+            while std::mem::take(&mut progress) {
+                for writer in ServerId::all(N).rev() {
+                    while let Next::Record(record) = registers.next(writer) {
+                        if !second.can_read(&record.stamp) {
+                            break;
+                        }
+                        second.step(self.now, Input::Record(record), &mut Vec::new());
+                        registers.advance(writer);
+                        progress = true;
+                    }
+                }
+            }
+            let conclusions = |replica: &Replica| {
+                let status = replica.status();
+                (status.term, status.committed, status.chain, self.log(replica))
+            };
+            assert_eq!(conclusions(first), conclusions(&second), "section 4: read otherwise");
         }
     }
 
