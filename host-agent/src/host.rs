@@ -6,6 +6,7 @@
 //! time and only while there is room for it: there is no queue of records anywhere but the
 //! registers themselves.
 
+use shared_registers::canary::{Canary, broken};
 use shared_registers::codec::Malformed;
 use shared_registers::crypto::MacKey;
 use shared_registers::host_side::{Counter, Frame, HostRegisters, StreamFull, Taken};
@@ -217,7 +218,10 @@ impl<R: WordsMut, W: Words> Host<R, W> {
     fn frame(&mut self, now: Now, seq: Seq, drops: u64) -> Result<(), StreamFull> {
         let moment = Moment {
             drops: self.registers.drops(),
-            seen: self.registers.exposed_all(),
+            seen: match broken(Canary::R4Stamp) {
+                false => self.registers.exposed_all(),
+                true => self.copied_all(),
+            },
             time: now.wall,
             incarnation: self.registers.header(read::INCARNATION) as u32,
         };

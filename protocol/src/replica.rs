@@ -18,6 +18,7 @@ mod reading;
 mod sequencing;
 mod suspicion;
 
+use shared_registers::canary::{Canary, broken};
 use shared_registers::crypto::ClusterId;
 use shared_registers::guest_side::{DropNotice, HostHint};
 use shared_registers::ids::{ClientId, Micros, OrderNumber, Seq, ServerId, Term};
@@ -182,7 +183,11 @@ impl Replica {
         }
         self.follow(now, out);
         if !self.is_active() {
-            return; // P4: nothing is written and timers rest until f + 1 are done with the term.
+            // P4: nothing is written and timers rest until f + 1 are done with the term.
+            if broken(Canary::P4VoteAfterChange) && !self.is_sequencer() {
+                self.vote(out);
+            }
+            return;
         }
         if let Some(reason) = self.suspects(now) {
             self.write_change(self.term, reason, out);
@@ -231,7 +236,8 @@ impl Replica {
         let term = self.term;
         let Some(state) = self.reader.term(term).filter(|state| state.is_open()) else { return };
         let upto = state.last();
-        let nothing_yet = term == Term(0) && upto.0 == 0;
+        let nothing_yet =
+            (term == Term(0) || broken(Canary::P4BaseVote)) && upto == state.base().batch;
         let voted = self.reader.vote(self.config.me, term).max(self.frames.voted(term));
         if nothing_yet || voted >= Some(upto) || self.frames.full() {
             return;

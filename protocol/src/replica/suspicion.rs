@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use shared_registers::canary::{Canary, broken};
 use shared_registers::guest_side::HostHint;
 use shared_registers::ids::{Batch, ClientId, Micros, ServerId};
 use shared_registers::layout::LinkState;
@@ -154,6 +155,9 @@ impl Replica {
     pub(super) fn suspects(&mut self, now: Micros) -> Option<Reason> {
         if self.reader.term(self.term).is_some_and(|state| state.is_dead()) {
             return Some(Reason::Dead);
+        }
+        if self.is_sequencer() && broken(Canary::P3Self) {
+            return None;
         }
         let sequencer = self.term.sequencer(self.config.n);
         let due = |deadline: Option<Micros>| deadline.is_some_and(|at| now >= at);
