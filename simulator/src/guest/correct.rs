@@ -1,0 +1,296 @@
+//! A correct guest: what `guest-replica` does around the replica, without its sockets.
+//!
+//! A turn reads what is exposed, lets the replica act, writes its frames, and passes on its answers
+//! and deliveries. Before it sleeps it says so in its bell word and looks once more.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use protocol::messages::{Credit, ToClient, ToServer};
+use protocol::replica::{Input, Lookup, Output, Replica};
+use shared_registers::crypto::Digest;
+use shared_registers::guest_side::{GuestRegisters, Next};
+use shared_registers::ids::{Batch, ClientId, Micros, OrderNumber, Seq, ServerId};
+
+use super::{GuestConfig, GuestInput, GuestOutput};
+use crate::application::Tally;
+use crate::history::Event;
+use crate::memory::Memory;
+
+/// R8's hints are looked at so often; this is also the longest nap.
+const HINTS_EVERY: Micros = Micros::from_ms(25);
+/// Deliveries that one subscriber is sent per turn.
+const DELIVERIES_PER_TURN: usize = 64;
+/// Frames that wait because the write file is full: the replica has no more in flight.
+pub const FRAMES_QUEUED: usize = 128;
+
+/// Somebody who follows the deliveries.
+struct Subscriber {
+    next: OrderNumber,
+    credit: Credit,
+}
+
+/// A correct guest process.
+pub struct Correct {
+    me: ServerId,
+    n: usize,
+    registers: GuestRegisters<Memory, Memory>,
+    replica: Replica,
+    /// It has read what there was when it started (P6).
+    ready: bool,
+    /// Frames for which the write file has no room.
+    frames: VecDeque<(Seq, Vec<u8>)>,
+    longest_queue: usize,
+    subscribers: BTreeMap<ClientId, Subscriber>,
+    hints_at: Micros,
+    noted: OrderNumber,
+    committed: (u64, Digest),
+    out: Vec<Output>,
+}
+
+impl Correct {
+    /// Starts on the files of its host.
+    pub fn start(now: Micros, config: &GuestConfig, read: Memory, write: Memory) -> Correct {
+        let registers = GuestRegisters::attach(config.geometry, read, write);
+        Correct {
+            me: config.me,
+            n: config.n,
+            registers: registers.expect("the engine made the files for this geometry"),
+            replica: Replica::new(config.replica.clone(), Box::new(Tally::default())),
+            ready: false,
+            frames: VecDeque::new(),
+            longest_queue: 0,
+            subscribers: BTreeMap::new(),
+            hints_at: now,
+            noted: OrderNumber(0),
+            committed: (0, Digest::default()),
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes an input and appends what is to be done to `out`.
+    pub fn step(&mut self, now: Micros, input: GuestInput, out: &mut Vec<GuestOutput>) {
+        self.registers.wake();
+        let mut rung = false;
+        match input {
+            GuestInput::FromClient(client, message) if self.ready => {
+                self.on_client(now, client, message, out);
+            }
+            GuestInput::FromGuest(server, order) if self.ready => {
+                self.replica.step(now, Input::Forward(server, order), &mut self.out);
+            }
+            GuestInput::ClientLost(client) => {
+                self.subscribers.remove(&client);
+            }
+            GuestInput::Registers => rung = true,
+            GuestInput::FromClient(..) | GuestInput::FromGuest(..) | GuestInput::Timer => {}
+        }
+        loop {
+            let more = self.turn(now, std::mem::take(&mut rung), out);
+            self.registers.doze();
+            if !more && !(self.ready && self.registers.has_news()) {
+                break;
+            }
+            self.registers.wake();
+        }
+    }
+
+    /// When a [`GuestInput::Timer`] must come.
+    pub fn next_deadline(&self) -> Option<Micros> {
+        let core = self.replica.next_deadline().filter(|_| self.ready);
+        Some(core.map_or(self.hints_at, |at| at.min(self.hints_at)))
+    }
+
+    /// Whether it takes connections yet (P6).
+    pub fn serves(&self) -> bool {
+        self.ready
+    }
+
+    fn on_client(
+        &mut self,
+        now: Micros,
+        client: ClientId,
+        message: ToServer,
+        out: &mut Vec<GuestOutput>,
+    ) {
+        match message {
+            ToServer::Subscribe { messages: 0, .. } => {
+                self.subscribers.remove(&client);
+            }
+            ToServer::Subscribe { from, messages, bytes } => {
+                let credit = Credit::new(messages, bytes);
+                self.subscribers.insert(client, Subscriber { next: from, credit });
+            }
+            ToServer::Credit { messages, bytes } => {
+                if let Some(subscriber) = self.subscribers.get_mut(&client) {
+                    subscriber.credit.add(messages, bytes);
+                }
+            }
+            ToServer::FetchDelivery { order } => self.fetch(client, order, out),
+            ToServer::Status => {
+                let status = ToClient::Status(Box::new(self.replica.status()));
+                out.push(GuestOutput::ToClient(client, status));
+            }
+            message => self.replica.step(now, Input::Client(client, message), &mut self.out),
+        }
+    }
+
+    fn fetch(&mut self, client: ClientId, order: OrderNumber, out: &mut Vec<GuestOutput>) {
+        let found = match self.replica.delivery(order, true) {
+            Lookup::Found(found) => found,
+            Lookup::TooOld { first } => ToClient::TooOld { from: order, first },
+            Lookup::Future => return,
+        };
+        if let Some(subscriber) = self.subscribers.get_mut(&client) {
+            subscriber.credit.spend_bytes(cost(&found));
+        }
+        out.push(GuestOutput::ToClient(client, found));
+    }
+
+    /// One turn. Returns whether there is more to do at once.
+    fn turn(&mut self, now: Micros, rung: bool, out: &mut Vec<GuestOutput>) -> bool {
+        if !self.ready {
+            // P6: what an earlier guest left behind enters the stream first.
+            if !self.registers.drained() {
+                self.hints_at = now.plus(HINTS_EVERY);
+                return false;
+            }
+            self.read_records(now, out);
+            self.ready = true;
+        }
+        self.read_records(now, out);
+        self.act(now, rung);
+        self.carry_out(out);
+        self.pump(out)
+    }
+
+    /// Gives the core the records that are exposed, each after those that it refers to (V0).
+    fn read_records(&mut self, now: Micros, out: &mut Vec<GuestOutput>) {
+        loop {
+            let mut progress = false;
+            for writer in ServerId::all(self.n) {
+                loop {
+                    match self.registers.next(writer) {
+                        Next::Nothing => break,
+                        Next::Damaged => panic!("a host exposed what is no record of {writer}"),
+                        Next::Record(record) => {
+                            if !self.replica.can_read(&record.stamp) {
+                                break;
+                            }
+                            self.replica.step(now, Input::Record(record), &mut self.out);
+                        }
+                    }
+                    self.registers.advance(writer);
+                    self.note(out);
+                    progress = true;
+                }
+            }
+            if !progress {
+                return;
+            }
+        }
+    }
+
+    /// Tells the history what the last record brought.
+    fn note(&mut self, out: &mut Vec<GuestOutput>) {
+        let server = self.me;
+        while self.noted < self.replica.last_delivered() {
+            self.noted = self.noted.next();
+            let Lookup::Found(ToClient::Delivery(delivery)) =
+                self.replica.delivery(self.noted, true)
+            else {
+                panic!("delivery {} is kept no longer right after it", self.noted);
+            };
+            let protocol::messages::Body::Here(payload) = delivery.payload else {
+                panic!("its bytes were asked for")
+            };
+            let (order, id, digest, time) =
+                (delivery.order, delivery.id, delivery.digest, delivery.time);
+            let note = Event::Delivered { server, order, id, digest, time, payload };
+            out.push(GuestOutput::Note(note));
+        }
+        let status = self.replica.status();
+        if self.committed != (status.committed, status.chain) {
+            self.committed = (status.committed, status.chain);
+            let (batch, chain) = (Batch(status.committed), status.chain);
+            out.push(GuestOutput::Note(Event::Committed { server, batch, chain }));
+        }
+    }
+
+    /// Tells the core what was dropped and what the hints are, and lets it act.
+    fn act(&mut self, now: Micros, rung: bool) {
+        if let Some(notice) = self.registers.drop_notice() {
+            // Frames that follow a dropped one are void (R1): the core writes them anew.
+            self.out.retain(|output| !matches!(output, Output::Write { .. }));
+            self.frames.clear();
+            self.replica.step(now, Input::Dropped(notice), &mut self.out);
+        }
+        if rung || now >= self.hints_at {
+            self.hints_at = now.plus(HINTS_EVERY);
+            let hints: Vec<_> = self.registers.hints().collect();
+            self.replica.step(now, Input::Hints(&hints), &mut self.out);
+        }
+        self.replica.step(now, Input::Idle, &mut self.out);
+    }
+
+    fn carry_out(&mut self, out: &mut Vec<GuestOutput>) {
+        for output in std::mem::take(&mut self.out) {
+            match output {
+                Output::Write { seq, body } => self.frames.push_back((seq, body)),
+                Output::ToClient(client, answer) => {
+                    out.push(GuestOutput::ToClient(client, answer));
+                }
+                Output::Forward(to, order) => out.push(GuestOutput::ToGuest(to, order)),
+            }
+        }
+        while let Some((seq, body)) = self.frames.front() {
+            if self.registers.write(*seq, body).is_err() {
+                break;
+            }
+            self.frames.pop_front();
+        }
+        if self.frames.len() > self.longest_queue {
+            self.longest_queue = self.frames.len();
+            let (length, bound) = (self.frames.len() as u64, FRAMES_QUEUED as u64);
+            let (owner, name) = (u32::from(self.me.0), "frames that wait for the write file");
+            out.push(GuestOutput::Note(Event::Queue { owner, name, length, bound }));
+        }
+        if self.registers.must_ring() {
+            out.push(GuestOutput::RingHost);
+        }
+    }
+
+    /// Sends each subscriber what it has credit for. Returns whether one could take more at once.
+    fn pump(&mut self, out: &mut Vec<GuestOutput>) -> bool {
+        let (replica, mut more) = (&self.replica, false);
+        self.subscribers.retain(|client, subscriber| {
+            for _ in 0..DELIVERIES_PER_TURN {
+                if !subscriber.credit.allows() {
+                    return true;
+                }
+                match replica.delivery(subscriber.next, false) {
+                    Lookup::Future => return true,
+                    Lookup::Found(delivery) => {
+                        subscriber.credit.spend(cost(&delivery));
+                        subscriber.next = subscriber.next.next();
+                        out.push(GuestOutput::ToClient(*client, delivery));
+                    }
+                    Lookup::TooOld { first } => {
+                        let too_old = ToClient::TooOld { from: subscriber.next, first };
+                        out.push(GuestOutput::ToClient(*client, too_old));
+                        return false;
+                    }
+                }
+            }
+            more = true;
+            true
+        });
+        more
+    }
+}
+
+fn cost(message: &ToClient) -> u64 {
+    match message {
+        ToClient::Delivery(delivery) => delivery.cost(),
+        _ => 0,
+    }
+}
