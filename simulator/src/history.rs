@@ -2,6 +2,7 @@
 //! made-up history that it must reject.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use shared_registers::crypto::Digest;
 use shared_registers::ids::{Batch, ClientId, Micros, OrderId, OrderNumber, Seq, ServerId, Term};
@@ -131,7 +132,7 @@ pub enum Event {
         /// Which host.
         host: ServerId,
         /// What the record says.
-        record: RecordSeen,
+        record: Arc<RecordSeen>,
     },
     /// A host exposed records to its guest (R4).
     Exposed {
