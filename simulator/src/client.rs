@@ -268,11 +268,6 @@ impl Liar {
         Liar { id, keys: cluster::order_keys(id, n), session: 1, count: 0 }
     }
 
-    /// Its order keys.
-    pub(crate) fn keys(&self) -> &[MacKey] {
-        &self.keys
-    }
-
     /// One lie, or a few that belong together, and what kind of lie it is.
     pub(crate) fn lie(&mut self, rng: &mut ChaCha8Rng, out: &mut Vec<Output>) -> &'static str {
         let n = self.keys.len();

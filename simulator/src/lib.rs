@@ -108,7 +108,7 @@ fn run_unguarded(seed: u64, options: &Options) -> Report {
     }
     let mut sim = Sim::new(plan.clone(), rng, History::new(options.verbose));
     let course = sim.run(options.steps);
-    let facts = Facts::new(&plan, course.healed, course.recovered, course.complaint);
+    let facts = Facts::new(&plan, course.complaint);
     let failures = checkers::check(sim.history().events(), &facts);
     Report {
         seed,

@@ -16,8 +16,6 @@ const LOOK_EVERY: Micros = Micros::from_ms(10);
 
 /// How a run went.
 pub(crate) struct Course {
-    /// When the faults were over.
-    pub(crate) healed: Micros,
     /// How long after it everything was done; none if it never was.
     pub(crate) recovered: Option<Micros>,
     /// What was not done at the end.
@@ -46,7 +44,7 @@ impl Sim {
         }
         let complaint = self.complaint(&correct);
         self.fall_silent();
-        Course { healed, recovered, complaint }
+        Course { recovered, complaint }
     }
 
     fn run_until(&mut self, end: Micros) {

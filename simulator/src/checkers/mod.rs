@@ -1,10 +1,35 @@
 //! Whether what happened may happen. One file a checker; each reads the events alone, and its test
 //! shows it a made-up history that it must reject.
+//!
+//! | checker | what it demands |
+//! |---|---|
+//! | [`total_order`] | DA4: one order, dense, with one time each, at servers and listeners |
+//! | [`chains`] | C1: one committed chain |
+//! | [`agreement`] | DA2: at the end all correct servers are at one place |
+//! | [`integrity`] | DA3: nothing forged, nothing twice, each client's messages in its order |
+//! | [`registers`] | R1-R5, over the registers of all hosts |
+//! | [`replies`] | what clients were answered is what was delivered, in real-time order |
+//! | [`replay`] | the order, executed anew, gives every reply |
+//! | [`bounds`] | nothing grows past its bound |
+//! | [`liveness`] | DA1: after the faults everything asked for is delivered everywhere, in time |
+
+pub mod agreement;
+pub mod bounds;
+pub mod chains;
+pub mod integrity;
+pub mod liveness;
+pub mod registers;
+pub mod replay;
+pub mod replies;
+pub mod total_order;
 
 use shared_registers::ids::Micros;
 
 use crate::history::Event;
 use crate::plan::Plan;
+
+/// Events and when they happened.
+pub type Events = [(Micros, Event)];
 
 /// What checkers know besides the events.
 #[derive(Clone, Debug)]
@@ -15,37 +40,103 @@ pub struct Facts {
     pub f: usize,
     /// By client: it lies.
     pub lying: Vec<bool>,
-    /// When the faults were over.
-    pub healed: Micros,
-    /// How long after it everything was done; none if it never was.
-    pub recovered: Option<Micros>,
-    /// What was not done at the end.
+    /// What was not done when the run ended, as the clients tell it.
     pub complaint: Option<String>,
 }
 
 impl Facts {
-    /// What a plan and a run's course say.
-    pub fn new(
-        plan: &Plan,
-        healed: Micros,
-        recovered: Option<Micros>,
-        complaint: Option<String>,
-    ) -> Facts {
+    /// What a plan says, and what was not done at the end of its run.
+    pub fn new(plan: &Plan, complaint: Option<String>) -> Facts {
         let lying = plan.clients.iter().map(|client| client.lying).collect();
-        Facts { n: plan.n, f: plan.f, lying, healed, recovered, complaint }
+        Facts { n: plan.n, f: plan.f, lying, complaint }
+    }
+
+    /// Whether a client does what a client should.
+    pub fn is_correct(&self, client: shared_registers::ids::ClientId) -> bool {
+        self.lying.get(client.index()).is_some_and(|lying| !lying)
     }
 }
 
 /// What a checker is.
-pub type Checker = fn(&[(Micros, Event)], &Facts) -> Result<(), String>;
+pub type Checker = fn(&Events, &Facts) -> Result<(), String>;
 
 /// All checkers, by name.
-pub const ALL: [(&str, Checker); 0] = [];
+pub const ALL: [(&str, Checker); 9] = [
+    ("total order", total_order::check),
+    ("one committed chain", chains::check),
+    ("agreement", agreement::check),
+    ("integrity", integrity::check),
+    ("registers", registers::check),
+    ("replies", replies::check),
+    ("replay", replay::check),
+    ("bounds", bounds::check),
+    ("liveness", liveness::check),
+];
 
 /// Asks every checker; returns what they object to.
-pub fn check(events: &[(Micros, Event)], facts: &Facts) -> Vec<String> {
+pub fn check(events: &Events, facts: &Facts) -> Vec<String> {
     let ask = |(name, checker): &(&str, Checker)| {
         checker(events, facts).err().map(|why| format!("{name}: {why}"))
     };
     ALL.iter().filter_map(ask).collect()
+}
+
+/// Made-up histories.
+#[cfg(test)]
+mod made_up {
+    use shared_registers::crypto::Digest;
+    use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber, ServerId};
+    use shared_registers::order;
+
+    use super::{Checker, Facts};
+    use crate::cluster::CLUSTER;
+    use crate::history::Event;
+
+    pub(super) fn facts() -> Facts {
+        Facts { n: 3, f: 1, lying: vec![false, true], complaint: None }
+    }
+
+    /// What a checker says of these events, a millisecond apart.
+    pub(super) fn judge(checker: Checker, events: &[Event]) -> Result<(), String> {
+        let times = (1..).map(Micros::from_ms);
+        let events: Vec<_> = times.zip(events.iter().cloned()).collect();
+        checker(&events, &facts())
+    }
+
+    pub(super) fn id(client: u32, count: u64) -> OrderId {
+        OrderId { client: ClientId(client), session: 1, count }
+    }
+
+    pub(super) fn digest(id: OrderId, payload: &[u8]) -> Digest {
+        order::digest(&CLUSTER, id, payload)
+    }
+
+    pub(super) fn started(server: u16) -> Event {
+        Event::GuestStarted { server: ServerId(server), correct: true }
+    }
+
+    pub(super) fn broadcast(client: u32, ticket: u64, payload: &[u8]) -> Event {
+        Event::Broadcast { client: ClientId(client), ticket, payload: payload.to_vec() }
+    }
+
+    pub(super) fn sent(id: OrderId, payload: &[u8]) -> Event {
+        Event::Sent { id, digest: digest(id, payload) }
+    }
+
+    /// Delivery of `payload`, at the time of its place.
+    pub(super) fn delivered(server: u16, order: u64, id: OrderId, payload: &[u8]) -> Event {
+        Event::Delivered {
+            server: ServerId(server),
+            order: OrderNumber(order),
+            id,
+            digest: digest(id, payload),
+            time: Micros(order),
+            payload: payload.to_vec(),
+        }
+    }
+
+    pub(super) fn answered(ticket: u64, id: OrderId, order: u64, reply: &[u8]) -> Event {
+        let (client, order, reply) = (id.client, OrderNumber(order), Some(reply.to_vec()));
+        Event::Answered { client, ticket, id, order, reply }
+    }
 }
