@@ -5,6 +5,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use shared_registers::ids::Micros;
 
+use crate::guest::script::Script;
 use crate::guest::strategies::{self, Strategy};
 
 /// Most virtual time that the faults last.
@@ -30,6 +31,8 @@ pub struct Plan {
     pub timing: Timing,
     /// Per server, what its guest does if it was broken into.
     pub guests: Vec<Option<Vec<Strategy>>>,
+    /// What these guests share.
+    pub script: Script,
     /// The clients.
     pub clients: Vec<ClientPlan>,
     /// The payload network's faults.
@@ -167,6 +170,7 @@ impl Plan {
             n,
             timing: Timing::draw(rng),
             guests: vec![None; n],
+            script: Script::default(),
             clients: Vec::new(),
             payload: PayloadPlan::calm(),
             trusted: TrustedPlan::calm(),
@@ -178,10 +182,7 @@ impl Plan {
         if wishes.calm {
             return plan;
         }
-        for _ in 0..rng.random_range(0..=f) {
-            let server = rng.random_range(0..n);
-            plan.guests[server] = Some(strategies::draw(rng, n));
-        }
+        plan.guests = strategies::break_in(rng, f);
         plan.payload = PayloadPlan::draw(rng);
         plan.trusted = TrustedPlan::draw(rng);
         plan.processes = ProcessPlan::draw(rng);

@@ -61,6 +61,7 @@ impl Server {
             strategies: plan.guests[me.index()].clone().unwrap_or_default(),
             seed: rng.next_u64(),
             lying: lying.collect(),
+            script: plan.script.clone(),
         };
         Server {
             read: memory(geometry.read_file_bytes()),

@@ -3,14 +3,15 @@
 //! A turn reads what is exposed, lets the replica act, writes its frames, and passes on its answers
 //! and deliveries. Before it sleeps it says so in its bell word and looks once more.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
-use protocol::messages::{Credit, ToClient, ToServer};
+use protocol::messages::{ToClient, ToServer};
 use protocol::replica::{Input, Lookup, Output, Replica};
 use shared_registers::crypto::Digest;
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::ids::{Batch, ClientId, Micros, OrderNumber, Seq, ServerId};
 
+use super::subscribers::Subscribers;
 use super::{GuestConfig, GuestInput, GuestOutput};
 use crate::application::Tally;
 use crate::history::Event;
@@ -18,16 +19,8 @@ use crate::memory::Memory;
 
 /// R8's hints are looked at so often; this is also the longest nap.
 const HINTS_EVERY: Micros = Micros::from_ms(25);
-/// Deliveries that one subscriber is sent per turn.
-const DELIVERIES_PER_TURN: usize = 64;
 /// Frames that wait because the write file is full: the replica has no more in flight.
 pub const FRAMES_QUEUED: usize = 128;
-
-/// Somebody who follows the deliveries.
-struct Subscriber {
-    next: OrderNumber,
-    credit: Credit,
-}
 
 /// A correct guest process.
 pub struct Correct {
@@ -40,7 +33,7 @@ pub struct Correct {
     /// Frames for which the write file has no room.
     frames: VecDeque<(Seq, Vec<u8>)>,
     longest_queue: usize,
-    subscribers: BTreeMap<ClientId, Subscriber>,
+    subscribers: Subscribers,
     hints_at: Micros,
     noted: OrderNumber,
     committed: (u64, Digest),
@@ -59,7 +52,7 @@ impl Correct {
             ready: false,
             frames: VecDeque::new(),
             longest_queue: 0,
-            subscribers: BTreeMap::new(),
+            subscribers: Subscribers::default(),
             hints_at: now,
             noted: OrderNumber(0),
             committed: (0, Digest::default()),
@@ -79,7 +72,7 @@ impl Correct {
                 self.replica.step(now, Input::Forward(server, order), &mut self.out);
             }
             GuestInput::ClientLost(client) => {
-                self.subscribers.remove(&client);
+                self.subscribers.lose(client);
             }
             GuestInput::Registers => rung = true,
             GuestInput::FromClient(..) | GuestInput::FromGuest(..) | GuestInput::Timer => {}
@@ -87,7 +80,8 @@ impl Correct {
         loop {
             let more = self.turn(now, std::mem::take(&mut rung), out);
             self.registers.doze();
-            if !more && !(self.ready && self.registers.has_news()) {
+            let news = self.ready && self.registers.has_news();
+            if !more && !news {
                 break;
             }
             self.registers.wake();
@@ -112,38 +106,9 @@ impl Correct {
         message: ToServer,
         out: &mut Vec<GuestOutput>,
     ) {
-        match message {
-            ToServer::Subscribe { messages: 0, .. } => {
-                self.subscribers.remove(&client);
-            }
-            ToServer::Subscribe { from, messages, bytes } => {
-                let credit = Credit::new(messages, bytes);
-                self.subscribers.insert(client, Subscriber { next: from, credit });
-            }
-            ToServer::Credit { messages, bytes } => {
-                if let Some(subscriber) = self.subscribers.get_mut(&client) {
-                    subscriber.credit.add(messages, bytes);
-                }
-            }
-            ToServer::FetchDelivery { order } => self.fetch(client, order, out),
-            ToServer::Status => {
-                let status = ToClient::Status(Box::new(self.replica.status()));
-                out.push(GuestOutput::ToClient(client, status));
-            }
-            message => self.replica.step(now, Input::Client(client, message), &mut self.out),
+        if let Some(message) = self.subscribers.take(&self.replica, client, message, out) {
+            self.replica.step(now, Input::Client(client, message), &mut self.out);
         }
-    }
-
-    fn fetch(&mut self, client: ClientId, order: OrderNumber, out: &mut Vec<GuestOutput>) {
-        let found = match self.replica.delivery(order, true) {
-            Lookup::Found(found) => found,
-            Lookup::TooOld { first } => ToClient::TooOld { from: order, first },
-            Lookup::Future => return,
-        };
-        if let Some(subscriber) = self.subscribers.get_mut(&client) {
-            subscriber.credit.spend_bytes(cost(&found));
-        }
-        out.push(GuestOutput::ToClient(client, found));
     }
 
     /// One turn. Returns whether there is more to do at once.
@@ -160,7 +125,7 @@ impl Correct {
         self.read_records(now, out);
         self.act(now, rung);
         self.carry_out(out);
-        self.pump(out)
+        self.subscribers.pump(&self.replica, out)
     }
 
     /// Gives the core the records that are exposed, each after those that it refers to (V0).
@@ -257,40 +222,5 @@ impl Correct {
         if self.registers.must_ring() {
             out.push(GuestOutput::RingHost);
         }
-    }
-
-    /// Sends each subscriber what it has credit for. Returns whether one could take more at once.
-    fn pump(&mut self, out: &mut Vec<GuestOutput>) -> bool {
-        let (replica, mut more) = (&self.replica, false);
-        self.subscribers.retain(|client, subscriber| {
-            for _ in 0..DELIVERIES_PER_TURN {
-                if !subscriber.credit.allows() {
-                    return true;
-                }
-                match replica.delivery(subscriber.next, false) {
-                    Lookup::Future => return true,
-                    Lookup::Found(delivery) => {
-                        subscriber.credit.spend(cost(&delivery));
-                        subscriber.next = subscriber.next.next();
-                        out.push(GuestOutput::ToClient(*client, delivery));
-                    }
-                    Lookup::TooOld { first } => {
-                        let too_old = ToClient::TooOld { from: subscriber.next, first };
-                        out.push(GuestOutput::ToClient(*client, too_old));
-                        return false;
-                    }
-                }
-            }
-            more = true;
-            true
-        });
-        more
-    }
-}
-
-fn cost(message: &ToClient) -> u64 {
-    match message {
-        ToClient::Delivery(delivery) => delivery.cost(),
-        _ => 0,
     }
 }
