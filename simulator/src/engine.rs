@@ -16,7 +16,7 @@ use shared_registers::ids::{ClientId, Micros, ServerId};
 use crate::crowd::Crowd;
 use crate::faults::Fault;
 use crate::history::History;
-use crate::hosts::Trusted;
+use crate::hosts::{LinkNews, Trusted};
 use crate::network::Payload;
 use crate::plan::Plan;
 use crate::servers::Server;
@@ -29,7 +29,7 @@ pub(crate) enum Event {
     /// A host's exchange is due; of this incarnation.
     HostTick(ServerId, u64),
     /// A host learns that its link to a peer is up, or down.
-    HostLink { host: ServerId, peer: ServerId, epoch: u64, up: bool },
+    HostLink { host: ServerId, peer: ServerId, epoch: u64, link: LinkNews },
     /// A frame of a peer comes, on the link of this generation.
     HostFrame { to: ServerId, from: ServerId, generation: u64, bytes: Vec<u8> },
     /// Two hosts try to connect.
@@ -246,7 +246,7 @@ impl Sim {
         match event {
             Event::HostLooks(host) => self.host_looks(host),
             Event::HostTick(host, epoch) => self.host_tick(host, epoch),
-            Event::HostLink { host, peer, epoch, up } => self.host_link(host, peer, epoch, up),
+            Event::HostLink { host, peer, epoch, link } => self.host_link(host, peer, epoch, link),
             Event::HostFrame { to, from, generation, bytes } => {
                 self.host_frame(to, from, generation, &bytes);
             }

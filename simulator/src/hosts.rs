@@ -16,12 +16,21 @@ use crate::cluster::{self, CLUSTER};
 use crate::engine::{Event, Sim};
 use crate::history::{Event as Happened, RecordSeen, Said};
 
+/// What a host learns of its link to a peer: of which connection, too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LinkNews {
+    Up(u64),
+    Down(u64),
+}
+
 /// One direction of a link.
 #[derive(Clone, Default)]
 struct Direction {
     in_flight: usize,
     /// The next frame comes after this.
     floor: Micros,
+    /// The last connection that the receiver was told is up.
+    told: u64,
 }
 
 /// The link between two hosts.
@@ -125,10 +134,21 @@ impl Sim {
         }
     }
 
-    pub(crate) fn host_link(&mut self, host: ServerId, peer: ServerId, epoch: u64, up: bool) {
-        if self.servers[host.index()].host_epoch == epoch {
-            let input = if up { Input::PeerUp(peer) } else { Input::PeerDown(peer) };
-            self.step_host(host, input);
+    pub(crate) fn host_link(&mut self, host: ServerId, peer: ServerId, epoch: u64, link: LinkNews) {
+        if self.servers[host.index()].host_epoch != epoch {
+            return;
+        }
+        // News of a connection that another has taken the place of is no news.
+        let told = &mut self.trusted.way(peer, host).told;
+        match link {
+            LinkNews::Up(generation) if generation > *told => {
+                *told = generation;
+                self.step_host(host, Input::PeerUp(peer));
+            }
+            LinkNews::Down(generation) if generation >= *told => {
+                self.step_host(host, Input::PeerDown(peer));
+            }
+            LinkNews::Up(_) | LinkNews::Down(_) => {}
         }
     }
 
@@ -164,12 +184,14 @@ impl Sim {
         }
         link.up = true;
         link.generation += 1;
+        let generation = link.generation;
         for (host, peer) in [(a, b), (b, a)] {
             let at = now.plus(self.between(self.plan.trusted.delay));
             let way = self.trusted.way(peer, host);
-            *way = Direction { in_flight: 0, floor: at };
+            (way.in_flight, way.floor) = (0, at);
             let epoch = self.servers[host.index()].host_epoch;
-            self.at(at, Event::HostLink { host, peer, epoch, up: true });
+            let link = LinkNews::Up(generation);
+            self.at(at, Event::HostLink { host, peer, epoch, link });
         }
     }
 
@@ -182,6 +204,7 @@ impl Sim {
         if !std::mem::take(&mut link.up) {
             return;
         }
+        let generation = link.generation;
         link.generation += 1;
         let mut latest = Micros(0);
         for (host, peer) in [(a, b), (b, a)] {
@@ -190,7 +213,8 @@ impl Sim {
             let at = floor.plus(self.between((Micros(1), Micros(30_000))));
             latest = latest.max(at);
             let epoch = self.servers[host.index()].host_epoch;
-            self.at(at, Event::HostLink { host, peer, epoch, up: false });
+            let link = LinkNews::Down(generation);
+            self.at(at, Event::HostLink { host, peer, epoch, link });
         }
         let redial = latest.plus(self.between((Micros(1_000), Micros(100_000))));
         self.at(redial, Event::LinkDial(a, b));
