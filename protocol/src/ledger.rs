@@ -153,6 +153,11 @@ impl Ledger {
         entry.replies.get(index).filter(|_| entry.last.0 == id.session)
     }
 
+    /// The most replies that are kept for one client.
+    pub fn longest(&self) -> usize {
+        self.clients.iter().map(|entry| entry.replies.len()).max().unwrap_or(0)
+    }
+
     /// The last order number.
     pub fn delivered(&self) -> OrderNumber {
         self.delivered

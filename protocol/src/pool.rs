@@ -224,6 +224,12 @@ impl Pool {
         }
     }
 
+    /// The most copies that are held of one client, and of one forwarder.
+    pub fn longest(&self) -> (usize, usize) {
+        let longest = |all: &[Copies]| all.iter().map(|c| c.orders.len()).max().unwrap_or(0);
+        (longest(&self.direct), longest(&self.forwarded))
+    }
+
     /// Clients of which direct copies are held.
     pub fn holding(&self) -> impl Iterator<Item = ClientId> + '_ {
         self.holding.iter().copied()

@@ -11,9 +11,11 @@
 //! | `frames` | own frames in flight, and what becomes of them after a drop (R1) |
 //! | `sequencing` | batches, openings (P1, P4) |
 //! | `suspicion` | time-outs and reasons for a CHANGE (P3, P4) |
+//! | `queues` | how long everything is that it keeps |
 
 mod frames;
 mod intake;
+mod queues;
 mod reading;
 mod sequencing;
 mod suspicion;
@@ -31,6 +33,7 @@ use crate::messages::{self, OrderMessage, Status, ToClient, ToServer};
 use crate::pool::Pool;
 use crate::reader::Reader;
 use frames::{Frames, What};
+pub use queues::Queue;
 use sequencing::Sequencing;
 use suspicion::Suspicion;
 

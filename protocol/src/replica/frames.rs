@@ -57,6 +57,10 @@ impl Frames {
         })
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.in_flight.len()
+    }
+
     pub(super) fn full(&self) -> bool {
         self.in_flight.len() >= OWN_FRAMES_IN_FLIGHT
     }

@@ -65,6 +65,11 @@ impl Suspicion {
         }
     }
 
+    /// Live batches that are not committed.
+    pub(super) fn len(&self) -> usize {
+        self.uncommitted.len()
+    }
+
     // P4: T_change doubles per term up to a cap.
     pub(super) fn on_term(&mut self, now: Micros) {
         self.patience = Micros(self.patience.0.saturating_mul(2)).min(self.change_cap);
