@@ -5,6 +5,7 @@
 //! and their links is in `hosts`, to the guests in `servers`, to the payload network in `network`,
 //! to the clients in `crowd`, and what goes wrong in `faults`.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -122,7 +123,7 @@ impl Ord for Scheduled {
 }
 
 /// How often each kind of fault was injected.
-pub type FaultCounts = BTreeMap<&'static str, u64>;
+pub type FaultCounts = BTreeMap<Cow<'static, str>, u64>;
 
 /// A running simulation.
 pub struct Sim {
@@ -172,6 +173,7 @@ impl Sim {
             sim.start_guest(server);
         }
         sim.start_clients();
+        sim.count_break_ins();
         sim.plan_faults();
         sim
     }
@@ -204,7 +206,15 @@ impl Sim {
 
     /// One more fault of this kind.
     pub(crate) fn count(&mut self, kind: &'static str) {
-        *self.faults.entry(kind).or_default() += 1;
+        *self.faults.entry(Cow::Borrowed(kind)).or_default() += 1;
+    }
+
+    /// What each broken-in guest does counts once.
+    fn count_break_ins(&mut self) {
+        for strategy in self.plan.guests.iter().flatten().flatten() {
+            let deed = Cow::Owned(format!("broken-in guest: {:?}", strategy.deed));
+            *self.faults.entry(deed).or_default() += 1;
+        }
     }
 
     /// How many events have happened.

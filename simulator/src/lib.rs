@@ -44,7 +44,7 @@ use shared_registers::ids::Micros;
 
 use checkers::Facts;
 use engine::{FaultCounts, Sim};
-use history::History;
+use history::{Event, History, Said};
 use plan::{Plan, Wishes};
 
 /// What is asked of a run besides its seed.
@@ -86,6 +86,8 @@ pub struct Report {
     pub recovered: Option<Micros>,
     /// Messages that were delivered.
     pub delivered: u64,
+    /// How many terms somebody left.
+    pub sequencer_changes: u64,
 }
 
 /// Runs one seed, and lets every checker look at what happened.
@@ -118,6 +120,18 @@ fn run_unguarded(seed: u64, options: &Options) -> Report {
         steps: sim.steps(),
         faults: sim.fault_counts().clone(),
         recovered: course.recovered,
+        sequencer_changes: sequencer_changes(sim.history()),
         delivered: sim.servers.iter().map(|server| server.delivered.0).max().unwrap_or(0),
     }
+}
+
+fn sequencer_changes(history: &History) -> u64 {
+    let change = |(_, event): &(Micros, Event)| match event {
+        Event::Copied { record, .. } => match record.said {
+            Said::Change(term) => Some(term.0 + 1),
+            _ => None,
+        },
+        _ => None,
+    };
+    history.events().iter().filter_map(change).max().unwrap_or(0)
 }

@@ -6,7 +6,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -15,6 +14,7 @@ use std::thread;
 use std::time::Instant;
 
 use clap::Parser;
+use simulator::engine::FaultCounts;
 use simulator::plan::Wishes;
 use simulator::{DEFAULT_STEPS, Options, Report, run};
 
@@ -82,7 +82,8 @@ struct Summary {
     steps: u64,
     delivered: u64,
     worst: (u64, u64),
-    faults: BTreeMap<&'static str, u64>,
+    sequencer_changes: u64,
+    faults: FaultCounts,
     told: Vec<String>,
 }
 
@@ -93,6 +94,7 @@ impl Summary {
         self.time_us += report.time.0;
         self.steps += report.steps;
         self.delivered += report.delivered;
+        self.sequencer_changes += report.sequencer_changes;
         if let Some(recovered) = report.recovered {
             self.worst = self.worst.max((recovered.0, report.seed));
         }
@@ -116,8 +118,8 @@ impl Summary {
         let rate = self.seeds as f64 / seconds.max(1e-9);
         println!(
             "{} seeds, {} failed; {hours:.2} simulated hours, {} events, {} messages delivered; \
-             {rate:.1} seeds/s",
-            self.seeds, self.failed, self.steps, self.delivered
+             {} sequencer changes; {rate:.1} seeds/s",
+            self.seeds, self.failed, self.steps, self.delivered, self.sequencer_changes
         );
         println!("faults injected:");
         for (kind, count) in &self.faults {
@@ -150,8 +152,25 @@ fn run_one(seed: u64, args: &Args) -> (Report, bool) {
     (report, twice)
 }
 
+/// Bad input is one sentence; help is what was asked for.
+fn report_usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        print!("{error}");
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    // What follows the first paragraph repeats the usage.
+    let what = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
+    eprintln!("simulator: {what}; --help tells what can be said");
+    ExitCode::from(2)
+}
+
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return report_usage(&error),
+    };
     let (first, count) = args.seed.map_or((args.first_seed, args.seeds), |seed| (seed, 1));
     let Some(end) = first.checked_add(count) else {
         eprintln!("simulator: --first-seed {first} and --seeds {count} go past the last seed");

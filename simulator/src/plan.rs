@@ -177,7 +177,7 @@ impl Plan {
             processes: ProcessPlan::default(),
             duration: ms(rng, 1_000, MAX_FAULTS.0 / 1000),
         };
-        let clients = rng.random_range(1..=4);
+        let clients = rng.random_range(1..=5);
         plan.clients = (0..clients).map(|i| ClientPlan::draw(rng, i, wishes.calm)).collect();
         if wishes.calm {
             return plan;
@@ -192,13 +192,13 @@ impl Plan {
 
 impl Timing {
     fn draw(rng: &mut ChaCha8Rng) -> Timing {
-        let change = ms(rng, 150, 500);
+        let change = ms(rng, 60, 400);
         Timing {
             change,
             change_cap: Micros(change.0 * 8),
-            host_down: ms(rng, 50, 300),
+            host_down: ms(rng, 30, 200),
             exchange: ms(rng, 15, 60),
-            resend: ms(rng, 100, 600),
+            resend: ms(rng, 50, 500),
             window: rng.random_range(4..=32),
         }
     }
@@ -211,8 +211,8 @@ impl ClientPlan {
         ClientPlan {
             lying: rng.random_bool(0.3) && may,
             listens: rng.random_bool(0.5) || index == 0,
-            in_flight: rng.random_range(1..=6),
-            every: ms(rng, 20, 400),
+            in_flight: rng.random_range(1..=8),
+            every: ms(rng, 5, 200),
             crash_every: every(rng, 500, 5_000).filter(|_| may),
             stays_down: rng.random_bool(0.3),
             clock_back: rng.random_bool(0.2),

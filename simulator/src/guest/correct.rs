@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use protocol::messages::{ToClient, ToServer};
-use protocol::replica::{Input, Lookup, Output, Replica};
+use protocol::replica::{Input, Lookup, Output, Queue, Replica};
 use shared_registers::crypto::Digest;
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::ids::{Batch, ClientId, Micros, OrderNumber, Seq, ServerId};
@@ -22,6 +22,9 @@ const HINTS_EVERY: Micros = Micros::from_ms(25);
 /// Frames that wait because the write file is full: the replica has no more in flight.
 pub const FRAMES_QUEUED: usize = 128;
 
+/// Those of a replica, and one of its own.
+const QUEUES: usize = 8;
+
 /// A correct guest process.
 pub struct Correct {
     me: ServerId,
@@ -32,7 +35,8 @@ pub struct Correct {
     ready: bool,
     /// Frames for which the write file has no room.
     frames: VecDeque<(Seq, Vec<u8>)>,
-    longest_queue: usize,
+    /// The longest that each queue has been.
+    longest: [usize; QUEUES],
     subscribers: Subscribers,
     hints_at: Micros,
     noted: OrderNumber,
@@ -51,7 +55,7 @@ impl Correct {
             replica: Replica::new(config.replica.clone(), Box::new(Tally::default())),
             ready: false,
             frames: VecDeque::new(),
-            longest_queue: 0,
+            longest: [0; QUEUES],
             subscribers: Subscribers::default(),
             hints_at: now,
             noted: OrderNumber(0),
@@ -197,6 +201,21 @@ impl Correct {
         self.replica.step(now, Input::Idle, &mut self.out);
     }
 
+    /// Tells the history of every queue that is longer than ever.
+    fn measure(&mut self, out: &mut Vec<GuestOutput>) {
+        let (name, length) = ("frames that wait for the write file", self.frames.len());
+        let frames = Queue { name, length, bound: FRAMES_QUEUED };
+        let queues = self.replica.queues().into_iter().chain([frames]);
+        for (longest, queue) in self.longest.iter_mut().zip(queues) {
+            if queue.length > *longest {
+                *longest = queue.length;
+                let (length, bound) = (queue.length as u64, queue.bound as u64);
+                let (owner, name) = (u32::from(self.me.0), queue.name);
+                out.push(GuestOutput::Note(Event::Queue { owner, name, length, bound }));
+            }
+        }
+    }
+
     fn carry_out(&mut self, out: &mut Vec<GuestOutput>) {
         for output in std::mem::take(&mut self.out) {
             match output {
@@ -213,12 +232,7 @@ impl Correct {
             }
             self.frames.pop_front();
         }
-        if self.frames.len() > self.longest_queue {
-            self.longest_queue = self.frames.len();
-            let (length, bound) = (self.frames.len() as u64, FRAMES_QUEUED as u64);
-            let (owner, name) = (u32::from(self.me.0), "frames that wait for the write file");
-            out.push(GuestOutput::Note(Event::Queue { owner, name, length, bound }));
-        }
+        self.measure(out);
         if self.registers.must_ring() {
             out.push(GuestOutput::RingHost);
         }
