@@ -18,7 +18,7 @@ const MAX_ORDERS: u64 = 60;
 const MAX_LIES: u64 = 60;
 
 enum Mind {
-    Correct(Option<Client>),
+    Correct(Option<Box<Client>>),
     Lying(Liar),
 }
 
@@ -102,7 +102,7 @@ impl Sim {
         if let Mind::Correct(mind) = &mut person.mind {
             let session = person.clock.show(self.now).plus(person.wall).0;
             let new = Client::start(client, self.plan.f, &plan, &self.plan.timing, session);
-            *mind = Some(new);
+            *mind = Some(Box::new(new));
             person.timer_at = None;
             self.history.push(self.now, Happened::ClientStarted { client, session });
             if plan.listens {
@@ -162,7 +162,7 @@ impl Sim {
         }
     }
 
-    pub(crate) fn to_client(
+    pub(crate) fn reach_client(
         &mut self,
         server: ServerId,
         client: ClientId,

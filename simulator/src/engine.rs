@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use protocol::messages::{OrderMessage, ToClient, ToServer};
@@ -269,10 +270,10 @@ impl Sim {
             Event::GuestStart(server) => self.start_guest(server),
             Event::GuestLost { server, client, epoch } => self.guest_lost(server, client, epoch),
             Event::ToServer { client, server, generation, message } => {
-                self.to_server(client, server, generation, message);
+                self.reach_server(client, server, generation, message);
             }
             Event::ToClient { server, client, generation, message } => {
-                self.to_client(server, client, generation, message);
+                self.reach_client(server, client, generation, message);
             }
             Event::Forward { from, to, epoch, order } => self.forwarded(from, to, epoch, order),
             Event::Dial { client, server } => self.dial(client, server),
@@ -291,8 +292,8 @@ impl Sim {
 
     /// A process does nothing for so long; what happens to it meanwhile waits.
     pub(crate) fn pause(&mut self, process: Process, time: Micros) {
-        if !self.paused.contains_key(&process) {
-            self.paused.insert(process, VecDeque::new());
+        if let Entry::Vacant(entry) = self.paused.entry(process) {
+            entry.insert(VecDeque::new());
             self.after(time, Event::Resume(process));
         }
     }

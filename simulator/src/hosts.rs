@@ -369,3 +369,53 @@ fn describe(writer: ServerId, seq: Seq, bytes: &[u8], digest: Digest, n: usize) 
     let seq = if record.stamp.seq == seq { seq } else { Seq(0) };
     RecordSeen { writer, seq, stamped, seen, digest, said }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+    use shared_registers::layout::{LinkState, hint_word};
+    use shared_registers::words::Words;
+
+    use super::*;
+    use crate::history::History;
+    use crate::plan::{Plan, Wishes};
+
+    /// Whether every host says that its link to every other is up (R8).
+    fn all_linked(sim: &Sim) -> bool {
+        let up = |host: ServerId, peer: ServerId| {
+            let word = hint_word(peer, 0);
+            let state = sim.servers[host.index()].read.load(word, Ordering::Relaxed);
+            host == peer || state == LinkState::Up as u64
+        };
+        let all = ServerId::all(sim.plan.n);
+        all.clone().all(|host| all.clone().all(|peer| up(host, peer)))
+    }
+
+    fn pass(sim: &mut Sim, time: Micros) {
+        let end = sim.now.plus(time);
+        while sim.now < end {
+            sim.step();
+        }
+    }
+
+    /// The news of the old links' end may come later than that of the new links: it left two hosts
+    /// apart for ever when it was taken for news of those.
+    #[test]
+    fn a_host_that_comes_back_at_once_is_linked_again() {
+        for seed in 0..50 {
+            let wishes = Wishes { calm: true, f: Some(1) };
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let plan = Plan::draw(&mut rng, &wishes);
+            let mut sim = Sim::new(plan, rng, History::new(false));
+            pass(&mut sim, Micros(300_000));
+            assert!(all_linked(&sim), "seed {seed}");
+            sim.crash_host(ServerId(0));
+            sim.start_host(ServerId(0), true);
+            pass(&mut sim, Micros(300_000));
+            assert!(all_linked(&sim), "seed {seed}");
+        }
+    }
+}

@@ -142,7 +142,7 @@ impl Summary {
 fn run_one(seed: u64, args: &Args) -> (Report, bool) {
     let options = args.options();
     let mut report = run(seed, &options);
-    let twice = seed % TWICE_EVERY == 0;
+    let twice = seed.is_multiple_of(TWICE_EVERY);
     if twice {
         let again = run(seed, &options);
         if again.hash != report.hash {

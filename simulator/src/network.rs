@@ -210,7 +210,7 @@ impl Sim {
         self.after(first, Event::Forward { from, to, epoch, order });
     }
 
-    pub(crate) fn to_server(
+    pub(crate) fn reach_server(
         &mut self,
         client: ClientId,
         server: ServerId,
