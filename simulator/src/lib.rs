@@ -36,6 +36,8 @@ pub mod phases;
 pub mod plan;
 mod servers;
 
+pub use shared_registers::canary;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rand::SeedableRng;
