@@ -143,11 +143,10 @@ impl Admission {
         }
         // R3: each frame is admitted at most once, across restarts of host and guest.
         let seq = Seq(moment.seen[self.me.index()]).next();
-        let numbered = !broken(Canary::R3Number);
-        if numbered && frame.seq < seq {
+        if frame.seq < seq && !broken(Canary::R3Number) {
             return Err(Refusal::Stale);
         }
-        if numbered && frame.seq > seq {
+        if frame.seq > seq && !broken(Canary::R1Unacknowledged) {
             return Err(DropReason::Number.into());
         }
         let counter = match Body::decode(frame.body, self.n) {

@@ -27,9 +27,10 @@ canaries! {
     R1OrderMac,
     /// R1: a CHANGE is admitted whatever CHANGEs its guest has seen.
     R1Change,
-    /// R1: frames behind a drop are looked at before the guest acknowledges it.
+    /// R1: a frame behind a drop takes the dropped one's place, acknowledged or not. (As built its
+    /// number would not fit either: both checks are off.)
     R1Unacknowledged,
-    /// R3: a frame is admitted whatever its number, so also twice.
+    /// R3: a frame is admitted again, if it comes again.
     R3Number,
     /// R4: a record is exposed before what its `seen` names.
     R4Exposure,

@@ -134,6 +134,17 @@ pub enum Event {
         /// What the record says.
         record: Arc<RecordSeen>,
     },
+    /// A host admitted a record from its guest: what it says to those who read it.
+    Admitted {
+        /// Which host.
+        host: ServerId,
+        /// Its place.
+        seq: Seq,
+        /// What its guest could have seen (R4).
+        seen: Vec<u64>,
+        /// What it says.
+        says: Says,
+    },
     /// A host exposed records to its guest (R4).
     Exposed {
         /// Which host.
@@ -201,6 +212,35 @@ pub enum Said {
     Change(Term),
     /// Not a body that may be in a stream.
     Malformed,
+}
+
+/// What a record says to those who read it, in full.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Says {
+    /// A batch, or an empty opening.
+    Propose {
+        /// In which term.
+        term: Term,
+        /// Its number; 0 without orders.
+        batch: Batch,
+        /// It cites CHANGEs.
+        opens: bool,
+        /// The digest of its orders' digests, as the chain takes it.
+        content: Digest,
+    },
+    /// A vote.
+    Vote {
+        /// In which term.
+        term: Term,
+        /// For all up to this one.
+        upto: Batch,
+        /// The chain value there.
+        chain: Digest,
+    },
+    /// Its writer is done with a term.
+    Change(Term),
+    /// Nothing that counts.
+    Nothing,
 }
 
 /// All events of a run, in their order, and the hash of everything that happened in it.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::cluster::{self, CLUSTER};
 use crate::engine::{Event, Sim};
-use crate::history::{Event as Happened, RecordSeen, Said};
+use crate::history::{Event as Happened, RecordSeen, Said, Says};
 
 /// What a host learns of its link to a peer: of which connection, too.
 #[derive(Clone, Copy, Debug)]
@@ -323,6 +323,10 @@ impl Sim {
                 bytes.clear();
                 assert!(process.registers().record(writer, seq, &mut bytes), "it is copied");
                 let record = self.trusted.note(writer, seq, &bytes);
+                if host == writer {
+                    let (seen, says) = (record.seen.clone(), says(&bytes, n));
+                    self.history.push(self.now, Happened::Admitted { host, seq, seen, says });
+                }
                 self.history.push(self.now, Happened::Copied { host, record });
             }
         }
@@ -368,6 +372,26 @@ fn describe(writer: ServerId, seq: Seq, bytes: &[u8], digest: Digest, n: usize) 
     let (stamped, seen) = (record.stamp.writer, record.stamp.seen.into_vec());
     let seq = if record.stamp.seq == seq { seq } else { Seq(0) };
     RecordSeen { writer, seq, stamped, seen, digest, said }
+}
+
+/// What a record says to those who read it.
+fn says(bytes: &[u8], n: usize) -> Says {
+    let record = Record::decode(bytes, n).expect("hosts keep records only");
+    match Body::decode(record.body, n) {
+        Ok(Body::Propose(propose)) => {
+            let digests = propose.orders.iter();
+            let digests = digests.flat_map(|o| order::digest(&CLUSTER, o.id, o.payload).0);
+            let (term, batch, opens) = (propose.term, propose.batch, !propose.evidence.is_empty());
+            let content = Digest::of(&[&digests.collect::<Vec<u8>>()]);
+            Says::Propose { term, batch, opens, content }
+        }
+        Ok(Body::Accept(accept)) => match accept.vote {
+            Some(vote) => Says::Vote { term: accept.term, upto: vote.upto, chain: vote.chain },
+            None => Says::Nothing,
+        },
+        Ok(Body::Change(change)) => Says::Change(change.term),
+        Err(_) => Says::Nothing,
+    }
 }
 
 #[cfg(test)]

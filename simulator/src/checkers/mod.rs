@@ -5,6 +5,8 @@
 //! |---|---|
 //! | [`total_order`] | DA4: one order, dense, with one time each, at servers and listeners |
 //! | [`chains`] | C1: one committed chain |
+//! | [`certificates`] | C1: what is committed extends what was, and has its votes in the registers |
+//! | [`conduct`] | P1-P4: what a guest that was never broken into may write |
 //! | [`agreement`] | DA2: at the end all correct servers are at one place |
 //! | [`integrity`] | DA3: nothing forged, nothing twice, each client's messages in its order |
 //! | [`registers`] | R1-R5, over the registers of all hosts |
@@ -15,7 +17,9 @@
 
 pub mod agreement;
 pub mod bounds;
+pub mod certificates;
 pub mod chains;
+pub mod conduct;
 pub mod integrity;
 pub mod liveness;
 pub mod registers;
@@ -61,9 +65,11 @@ impl Facts {
 pub type Checker = fn(&Events, &Facts) -> Result<(), String>;
 
 /// All checkers, by name.
-pub const ALL: [(&str, Checker); 9] = [
+pub const ALL: [(&str, Checker); 11] = [
     ("total order", total_order::check),
     ("one committed chain", chains::check),
+    ("certificates", certificates::check),
+    ("conduct", conduct::check),
     ("agreement", agreement::check),
     ("integrity", integrity::check),
     ("registers", registers::check),
@@ -85,12 +91,12 @@ pub fn check(events: &Events, facts: &Facts) -> Vec<String> {
 #[cfg(test)]
 mod made_up {
     use shared_registers::crypto::Digest;
-    use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber, ServerId};
+    use shared_registers::ids::{Batch, ClientId, Micros, OrderId, OrderNumber, Seq, ServerId};
     use shared_registers::order;
 
     use super::{Checker, Facts};
     use crate::cluster::CLUSTER;
-    use crate::history::Event;
+    use crate::history::{Event, Says};
 
     pub(super) fn facts() -> Facts {
         Facts { n: 3, f: 1, lying: vec![false, true], complaint: None }
@@ -138,5 +144,19 @@ mod made_up {
     pub(super) fn answered(ticket: u64, id: OrderId, order: u64, reply: &[u8]) -> Event {
         let (client, order, reply) = (id.client, OrderNumber(order), Some(reply.to_vec()));
         Event::Answered { client, ticket, id, order, reply }
+    }
+
+    pub(super) fn admitted(host: u16, seq: u64, seen: [u64; 3], says: Says) -> Event {
+        Event::Admitted { host: ServerId(host), seq: Seq(seq), seen: seen.to_vec(), says }
+    }
+
+    pub(super) fn committed(server: u16, batch: u64, chain: Digest) -> Event {
+        Event::Committed { server: ServerId(server), batch: Batch(batch), chain }
+    }
+
+    /// What a checker says has this in it.
+    pub(super) fn rejected(checker: Checker, events: &[Event], why: &str) {
+        let said = judge(checker, events).expect_err(why);
+        assert!(said.contains(why), "{said}");
     }
 }
