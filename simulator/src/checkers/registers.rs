@@ -189,7 +189,7 @@ mod tests {
         let other = [copied(1, change(1, 1, [0; 3], 0)), copied(0, change(1, 1, [0; 3], 0))];
         let seen = exposed(0, [1, 1, 0]);
         let second = copied(0, change(0, 2, [1, 1, 0], 1));
-        let events = [&[first.clone()], &other[..], &[seen, second]].concat();
+        let events = [std::slice::from_ref(&first), &other[..], &[seen, second]].concat();
         assert_eq!(judge(check, &events), Ok(()));
         rejected(&[first, copied(0, change(0, 2, [1, 0, 0], 0))], "R1");
     }
