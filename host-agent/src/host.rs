@@ -118,6 +118,8 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         }
         this.registers.set_stream_full(false);
         this.expose();
+        // R1: also of what was exposed before this start, when nothing new is exposed now.
+        this.admission.changes.exposed(|writer| this.registers.exposed(writer));
         this.publish_hints(now);
         this
     }

@@ -142,6 +142,21 @@ fn a_change_needs_f_plus_1_exposed_ones_of_the_term_before() {
 }
 
 #[test]
+fn a_host_that_restarts_knows_the_changes_before_anything_new_comes() {
+    // R1. When it forgot them, a guest could write a CHANGE twice, and one whose sequencer was down
+    // could never leave its term: nothing new came any more.
+    let mut world = World::new(3);
+    world.write(0, &change(0));
+    world.write(1, &change(0));
+    world.settle();
+    world.crash(0);
+    world.restart(0);
+    dropped(&mut world, &change(0), DropReason::Change);
+    world.write(0, &change(1));
+    assert_eq!(world.copied(0, 0), 2);
+}
+
+#[test]
 fn a_change_that_is_here_and_hidden_allows_nothing() {
     // R1 counts what the guest may see (R4), not what the host holds.
     let mut world = World::new(3);
