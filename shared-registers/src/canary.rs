@@ -32,6 +32,9 @@ canaries! {
     R1Unacknowledged,
     /// R3: a frame is admitted again, if it comes again.
     R3Number,
+    /// R3: two hosts go by one name and admit different records. The simulator plays them, and no
+    /// host asks for this: it breaks the model itself.
+    R3Twin,
     /// R4: a record is exposed before what its `seen` names.
     R4Exposure,
     /// R4: `seen` counts what the host has copied, not what its guest was shown.

@@ -5,6 +5,7 @@
 //! frames, so a host that dies has spread its newest records to some peers and not to others.
 
 use host_agent::{Host, HostConfig, Input, Now};
+use shared_registers::canary::{Canary, broken};
 use shared_registers::crypto::Digest;
 use shared_registers::host_side::HostRegisters;
 use shared_registers::ids::{ClientId, Micros, Seq, ServerId};
@@ -297,6 +298,9 @@ impl Sim {
             if !host.next_frame(to, &mut bytes) {
                 return;
             }
+            if broken(Canary::R3Twin) && to.0 % 2 == 1 {
+                bytes = twins(bytes, self.plan.n);
+            }
             let at = self.now.plus(self.between(self.plan.trusted.delay));
             let way = self.trusted.way(from, to);
             way.in_flight += 1;
@@ -372,6 +376,19 @@ fn describe(writer: ServerId, seq: Seq, bytes: &[u8], digest: Digest, n: usize) 
     let (stamped, seen) = (record.stamp.writer, record.stamp.seen.into_vec());
     let seq = if record.stamp.seq == seq { seq } else { Seq(0) };
     RecordSeen { writer, seq, stamped, seen, digest, said }
+}
+
+/// For [`Canary::R3Twin`] alone: what half of the hosts get instead of a frame, as if the first
+/// server had two hosts that go by one name and admit different records.
+fn twins(frame: Vec<u8>, n: usize) -> Vec<u8> {
+    let Ok(mut record) = Record::decode(&frame[1..], n) else { return frame };
+    if record.stamp.writer != ServerId(0) {
+        return frame;
+    }
+    record.stamp.time = record.stamp.time.plus(Micros(1));
+    let mut other = vec![frame[0]];
+    Record::encode(&record.stamp, record.body, &mut other);
+    other
 }
 
 /// What a record says to those who read it.

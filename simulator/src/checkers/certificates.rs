@@ -14,20 +14,27 @@ use super::{Events, Facts};
 use crate::cluster::CLUSTER;
 use crate::history::{Event, Says};
 
-/// Histories of one length that are told apart; a broken-in sequencer can make many.
-const FORKS: usize = 64;
+/// Histories of one length that are told apart. A broken-in sequencer can make many; of a run in
+/// which there are more nothing further is demanded.
+const FORKS: usize = 512;
+
+/// Ends of histories, and how much the vote for each had seen of the sequencer's stream.
+type Named = BTreeMap<(Batch, Digest), u64>;
 
 #[derive(Default)]
 struct Seen {
     /// By batch: each chain value that proposals can have made, and the one before it.
     chains: BTreeMap<Batch, BTreeMap<Digest, Digest>>,
+    /// By term and batch: those that its proposals can have made.
+    made: BTreeMap<(Term, Batch), BTreeSet<Digest>>,
+    too_many: bool,
     segments: BTreeMap<ServerId, Term>,
     /// Terms with an opening without a batch, which is a vote for a base that it does not name.
     opened: BTreeSet<Term>,
     /// Where a batch was proposed in a term first.
     proposals: BTreeMap<(Term, Batch), Seq>,
     /// By term and writer: the histories that it has named.
-    named: BTreeMap<Term, BTreeMap<ServerId, BTreeSet<(Batch, Digest)>>>,
+    named: BTreeMap<Term, BTreeMap<ServerId, Named>>,
     /// What each replica holds for committed.
     committed: BTreeMap<ServerId, (Batch, Digest)>,
 }
@@ -47,18 +54,21 @@ impl Seen {
         let segment = self.segments.get(&writer).copied().unwrap_or_default();
         match says {
             Says::Propose { term, batch, content, .. } if *batch > Batch(0) => {
-                let before = self.chains.get(&Batch(batch.0 - 1)).cloned().unwrap_or_default();
-                let all = self.chains.entry(*batch).or_default();
-                for (chain, _) in before {
+                let before = Batch(batch.0 - 1);
+                let own = self.made.get(&(*term, before)).cloned();
+                // The first batch of a term continues whatever its base is.
+                let any = || self.chains.get(&before).into_iter().flat_map(|all| all.keys());
+                let parents = own.unwrap_or_else(|| any().copied().collect());
+                for chain in parents {
                     let next = Digest::of(&[&chain.0, &content.0]);
-                    if all.len() < FORKS {
-                        all.insert(next, chain);
-                    }
+                    self.chains.entry(*batch).or_default().insert(next, chain);
+                    self.made.entry((*term, *batch)).or_default().insert(next);
                     if *term == segment {
                         let named = self.named.entry(*term).or_default();
-                        named.entry(writer).or_default().insert((*batch, next));
+                        named.entry(writer).or_default().insert((*batch, next), seq.0);
                     }
                 }
+                self.too_many |= self.chains.get(batch).is_some_and(|all| all.len() > FORKS);
                 if *term == segment {
                     self.proposals.entry((*term, *batch)).or_insert(seq);
                 }
@@ -67,13 +77,10 @@ impl Seen {
                 self.opened.insert(*term);
             }
             Says::Vote { term, upto, chain } if *term == segment => {
-                let sequencer = term.sequencer(seen.len()).index();
-                let proposed = self.proposals.get(&(*term, *upto));
-                // What is not in the term itself is its base.
-                if proposed.is_none_or(|seq| seq.0 <= seen[sequencer]) {
-                    let named = self.named.entry(*term).or_default();
-                    named.entry(writer).or_default().insert((*upto, *chain));
-                }
+                let past = seen[term.sequencer(seen.len()).index()];
+                let named = self.named.entry(*term).or_default().entry(writer).or_default();
+                let most = named.entry((*upto, *chain)).or_default();
+                *most = past.max(*most);
             }
             Says::Change(term) => {
                 self.segments.insert(writer, segment.max(term.next()));
@@ -104,10 +111,15 @@ impl Seen {
                 before.1, before.0
             ));
         }
-        let names = |named: &BTreeSet<(Batch, Digest)>| {
-            named.range((batch, Digest::default())..).any(|later| self.continues(*later, end))
-        };
-        let voters = |(term, writers): (&Term, &BTreeMap<ServerId, BTreeSet<_>>)| {
+        let voters = |(term, writers): (&Term, &BTreeMap<ServerId, Named>)| {
+            // V3: the vote had seen the batch. What is not in the term itself is its base.
+            let saw = |upto: Batch, past: u64| {
+                self.proposals.get(&(*term, upto)).is_none_or(|seq| seq.0 <= past)
+            };
+            let names = |named: &Named| {
+                let mut later = named.range((batch, Digest::default())..);
+                later.any(|(later, past)| saw(later.0, *past) && self.continues(*later, end))
+            };
             let sequencer = term.sequencer(2 * f + 1);
             let opener = self.opened.contains(term).then_some(sequencer);
             let named = writers.iter().filter(|(_, named)| names(named)).map(|(writer, _)| *writer);
@@ -132,10 +144,10 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
             Event::GuestStarted { server, .. } => {
                 seen.committed.remove(server);
             }
-            Event::Admitted { host, seq, seen: past, says } => {
+            Event::Admitted { host, seq, seen: past, says } if !seen.too_many => {
                 seen.admit(*host, *seq, past, says);
             }
-            Event::Committed { server, batch, chain } => {
+            Event::Committed { server, batch, chain } if !seen.too_many => {
                 seen.commit(*server, (*batch, *chain), facts.f)?;
             }
             _ => {}

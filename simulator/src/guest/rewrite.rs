@@ -135,6 +135,13 @@ impl Byzantine {
             self.vote(term, vote.upto, wrong);
             return self.keep_back();
         }
+        // Whoever has voted blindly does not vote again with open eyes.
+        if let (Some(vote), Some(announced)) = (accept.vote, self.script.announced(term))
+            && announced.batch >= vote.upto
+            && self.at_work(|deed| *deed == Deed::VoteUnseen).is_some()
+        {
+            return self.keep_back();
+        }
         self.say(&Body::Accept(accept.clone()));
         // One who waits to turn takes back at the end, when it hurts.
         let turns = self.at_work(|deed| *deed == Deed::Turncoat).is_some();

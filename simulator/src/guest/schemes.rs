@@ -111,9 +111,11 @@ impl Byzantine {
         let Some((last, _)) = self.live_end(mine) else { return };
         let base = self.view.open(mine).map_or(Batch(0), |state| state.base().batch);
         let fresh = last > base && last > self.view.reader.committed();
-        if (self.segment > mine || self.view.reader.term(mine.next()).is_some())
-            && self.once(|d| *d == Deed::ProposeLate, (mine.0, last.0)).is_some()
-        {
+        let over = self.segment > mine || self.view.reader.term(mine.next()).is_some();
+        // With nothing to propose it repeats something, once: it would fill all streams otherwise.
+        let news = !self.view.waiting(mine).is_empty();
+        let occasion = if news { (mine.0, last.0) } else { (mine.0, u64::MAX) };
+        if over && self.once(|d| *d == Deed::ProposeLate, occasion).is_some() {
             self.propose_backwards(mine, last.next());
         }
         if self.segment != mine {

@@ -287,12 +287,20 @@ fn sequencer(rng: &mut ChaCha8Rng) -> Vec<Strategy> {
     strategies
 }
 
+/// One who leaves every term at once and goes on as if it had not.
+fn ghost(rng: &mut ChaCha8Rng) -> Vec<Strategy> {
+    let mut deeds = vec![Deed::ChangeEarly, Deed::VoteAfterChange, Deed::ProposeLate];
+    deeds.push(Deed::Cite(pick(rng, &CITINGS)));
+    always(deeds)
+}
+
 /// Draws what a broken-in guest of a cluster of `n` does on its own.
 pub fn draw(rng: &mut ChaCha8Rng, _n: usize) -> Vec<Strategy> {
-    match rng.random_range(0..10) {
+    match rng.random_range(0..12) {
         0..=3 => mixture(rng),
         4..=6 => traitor(rng),
         7..=8 => sequencer(rng),
+        9..=10 => ghost(rng),
         _ => always([pick(rng, &[Deed::Silent, Deed::Slow, Deed::Twin])]),
     }
 }
