@@ -37,6 +37,9 @@ use clap::Parser;
 
 use crate::cli::{Cli, ClusterCommand, Command};
 
+// What is deployed keeps every rule (see `shared_registers::canary`).
+const _: () = assert!(!shared_registers::canary::BUILT_IN, "`canaries` is for the simulator alone");
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

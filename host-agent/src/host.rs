@@ -6,6 +6,7 @@
 //! time and only while there is room for it: there is no queue of records anywhere but the
 //! registers themselves.
 
+use shared_registers::canary::{Canary, broken};
 use shared_registers::codec::Malformed;
 use shared_registers::crypto::MacKey;
 use shared_registers::host_side::{Counter, Frame, HostRegisters, StreamFull, Taken};
@@ -117,6 +118,8 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         }
         this.registers.set_stream_full(false);
         this.expose();
+        // R1: also of what was exposed before this start, when nothing new is exposed now.
+        this.admission.changes.exposed(|writer| this.registers.exposed(writer));
         this.publish_hints(now);
         this
     }
@@ -217,7 +220,10 @@ impl<R: WordsMut, W: Words> Host<R, W> {
     fn frame(&mut self, now: Now, seq: Seq, drops: u64) -> Result<(), StreamFull> {
         let moment = Moment {
             drops: self.registers.drops(),
-            seen: self.registers.exposed_all(),
+            seen: match broken(Canary::R4Stamp) {
+                false => self.registers.exposed_all(),
+                true => self.copied_all(),
+            },
             time: now.wall,
             incarnation: self.registers.header(read::INCARNATION) as u32,
         };

@@ -34,3 +34,4 @@ mod peers;
 pub use agent::{AgentError, Options, run};
 pub use host::{Host, HostConfig, Input, Now, PeerFault, Turn};
 pub use net::Level;
+pub use shared_registers::canary;

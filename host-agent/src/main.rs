@@ -6,6 +6,9 @@ use std::process::ExitCode;
 
 use host_agent::{Options, run};
 
+// What is deployed keeps every rule.
+const _: () = assert!(!host_agent::canary::BUILT_IN, "the feature `canaries` is for the simulator");
+
 const USAGE: &str = "usage: host-agent --dir DIR --id I   (DIR holds cluster.toml, I is a server)";
 
 fn parse(mut args: impl Iterator<Item = std::ffi::OsString>) -> Result<Options, String> {

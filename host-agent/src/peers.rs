@@ -15,6 +15,7 @@
 //! from their writer: one that says it is not connected to the writer, or that lacks what this host
 //! already had a whole exchange earlier. So in the normal case no record is sent to anyone twice.
 
+use shared_registers::canary::{Canary, broken};
 use shared_registers::codec::{Malformed, Put, Reader};
 use shared_registers::ids::{Micros, Seq, ServerId};
 use shared_registers::layout::LinkState;
@@ -153,7 +154,7 @@ impl Peers {
         for (k, count) in lengths.counts.iter().enumerate() {
             session.has[k] = session.has[k].max(*count);
             let upto = &mut session.upto[k];
-            if k == peer.index() {
+            if k == peer.index() || (k != me && broken(Canary::R5ThirdParties)) {
                 continue; // It has all that there is.
             } else if k == me || lengths.linked >> k & 1 == 0 {
                 *upto = ALL;

@@ -51,6 +51,16 @@ impl History {
         self.first
     }
 
+    /// How many are kept.
+    pub fn len(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
     /// A delivery, if it is kept.
     pub fn get(&self, order: OrderNumber) -> Option<&Kept> {
         let index = order.0.checked_sub(self.first.0)?;

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use shared_registers::canary::{Canary, broken};
 use shared_registers::crypto::Digest;
 use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber};
 
@@ -102,7 +103,13 @@ impl Ledger {
     /// C2: delivers an order of a batch proposed at `proposed`, or skips it. Returns its order
     /// number and delivery time.
     pub fn deliver(&mut self, id: OrderId, proposed: Micros) -> Option<(OrderNumber, Micros)> {
-        if self.verdict(id) != Verdict::Next {
+        let wanted = match self.verdict(id) {
+            Verdict::Next => true,
+            Verdict::Delivered => broken(Canary::C2Repeated),
+            Verdict::Early => broken(Canary::C2Early),
+            Verdict::Stale | Verdict::Unknown => false,
+        };
+        if !wanted {
             self.skipped += 1;
             return None;
         }
@@ -144,6 +151,11 @@ impl Ledger {
         let first = entry.replies.front()?.count;
         let index = usize::try_from(id.count.checked_sub(first)?).ok()?;
         entry.replies.get(index).filter(|_| entry.last.0 == id.session)
+    }
+
+    /// The most replies that are kept for one client.
+    pub fn longest(&self) -> usize {
+        self.clients.iter().map(|entry| entry.replies.len()).max().unwrap_or(0)
     }
 
     /// The last order number.

@@ -30,3 +30,5 @@ pub mod messages;
 pub mod pool;
 pub mod reader;
 pub mod replica;
+
+pub use shared_registers::canary;

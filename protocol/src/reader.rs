@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use shared_registers::canary::{Canary, broken};
 use shared_registers::crypto::{ClusterId, Digest};
 use shared_registers::ids::{Batch, Micros, OrderId, Position, Seq, ServerId, Term};
 use shared_registers::order;
@@ -112,6 +113,9 @@ impl Reader {
     /// names has been read (V0).
     pub fn can_read(&self, stamp: &Stamp) -> bool {
         let next = self.writers[stamp.writer.index()].read.next() == stamp.seq;
+        if broken(Canary::V0Seen) {
+            return next;
+        }
         next && stamp.seen.iter().zip(&self.writers).all(|(seen, writer)| *seen <= writer.read.0)
     }
 
@@ -135,9 +139,12 @@ impl Reader {
         if term < writer.segment {
             return Said::Nothing; // R1 does not admit it.
         }
-        let highest = writer.votes.last().map(|v| (v.term, v.upto));
+        let highest = writer.highest();
         writer.changes.insert(term, ChangeAt { seq: stamp.seq, highest });
-        writer.segment = term.next();
+        writer.segment = match broken(Canary::V1Jump) {
+            false => term.next(),
+            true => writer.segment.next(),
+        };
         let writers = self.changed.entry(term).or_default();
         *writers += 1;
         if *writers == self.f + 1 {
@@ -149,11 +156,13 @@ impl Reader {
     // V2: proposals of term t stand in segment t of its sequencer's stream.
     fn read_propose(&mut self, stamp: &Stamp, propose: &Propose<'_>) -> Said {
         let term = propose.term;
-        let in_segment = self.writers[stamp.writer.index()].segment == term;
+        let in_segment =
+            self.writers[stamp.writer.index()].segment == term || broken(Canary::V1Propose);
         if !in_segment || term.sequencer(self.n) != stamp.writer {
             return Said::Nothing; // V1
         }
-        let opened = self.terms.contains_key(&term);
+        let reopens = broken(Canary::V2Reopened) && term.0 > 0 && propose.orders.is_empty();
+        let opened = self.terms.contains_key(&term) && !reopens;
         if !opened {
             let opening = self.opening(stamp, propose);
             self.terms.insert(term, opening);
@@ -172,15 +181,18 @@ impl Reader {
             return Said::Nothing;
         }
         // A live PROPOSE is its writer's vote (V3).
-        let last = self.terms[&term].last();
-        self.count_vote(stamp, term, last);
+        if !broken(if opened { Canary::V3Propose } else { Canary::V3Opening }) {
+            let last = self.terms[&term].last();
+            self.count_vote(stamp, term, last);
+        }
         Said::Proposed(term)
     }
 
     // V2: the first proposal of a later term must cite f + 1 CHANGEs of the term before.
     fn opening(&self, stamp: &Stamp, propose: &Propose<'_>) -> TermState {
-        let valid = propose.evidence.len() == self.f + 1
-            && propose.evidence.iter().all(|cited| stamp.saw(*cited));
+        let count = propose.evidence.len() + usize::from(broken(Canary::V2EvidenceCount));
+        let saw = |cited: &Position| stamp.saw(*cited) || broken(Canary::V2EvidenceSeen);
+        let valid = count == self.f + 1 && propose.evidence.iter().all(saw);
         let base = valid.then(|| self.base_of(propose.term, &propose.evidence)).flatten();
         match base {
             Some(base) => TermState::open(stamp.seq, base),
@@ -192,16 +204,17 @@ impl Reader {
     /// CHANGEs of exactly the term before, by distinct writers.
     pub fn base_of(&self, term: Term, evidence: &[Position]) -> Option<Base> {
         let before = Term(term.0.checked_sub(1)?);
-        let mut writers = BTreeSet::new();
-        let mut highest: Option<(Term, Batch)> = None;
+        let (mut writers, mut votes) = (BTreeSet::new(), Vec::new());
         for cited in evidence {
-            let change = self.writers.get(cited.writer.index())?.changes.get(&before)?;
-            if change.seq != cited.seq || !writers.insert(cited.writer) {
+            let change = self.writers.get(cited.writer.index())?.change_at(cited.seq, before)?;
+            if !writers.insert(cited.writer) && !broken(Canary::V2EvidenceWriters) {
                 return None;
             }
-            highest = highest.max(change.highest); // by term, then by batch
+            if cited.writer == term.sequencer(self.n) || !broken(Canary::B1OwnVotes) {
+                votes.push(change.highest);
+            }
         }
-        Some(match highest {
+        Some(match highest(votes) {
             None => Base { parent: None, ..self.terms[&Term(0)].base() },
             Some((parent, batch)) => {
                 let chain = self.terms.get(&parent)?.chain_at(batch)?;
@@ -224,8 +237,12 @@ impl Reader {
     // V2: batches are consecutive, never empty, never more than W past what is committed.
     fn extend(&mut self, stamp: &Stamp, propose: &Propose<'_>) -> bool {
         let limit = self.committed_within(&stamp.seen).0.saturating_add(self.window);
+        if broken(Canary::V2Consecutive) {
+            self.terms.get_mut(&propose.term).expect("it is open").withdraw(propose.batch);
+        }
         let term = &self.terms[&propose.term];
-        if propose.batch != term.last().next() || propose.batch.0 > limit {
+        let ahead = propose.batch.0 > limit && !broken(Canary::V2Window);
+        if propose.batch != term.last().next() || ahead {
             return false;
         }
         let orders: Arc<[ReadOrder]> = propose.orders.iter().map(|o| self.read_order(o)).collect();
@@ -268,19 +285,21 @@ impl Reader {
     fn read_accept(&mut self, stamp: &Stamp, accept: &Accept) -> Said {
         let (Some(vote), term) = (accept.vote, accept.term) else { return Said::Nothing };
         let writer = &self.writers[stamp.writer.index()];
-        if writer.segment != term {
+        if writer.segment != term && !broken(Canary::V1Vote) {
             return Said::Nothing; // V1
         }
         let Some(state) = self.terms.get(&term) else { return Said::Nothing };
         let seen = Seq(stamp.seen[term.sequencer(self.n).index()]);
         let stands = match state.opening() {
             Opening::At(opening) => {
-                opening <= seen && state.seq_of(vote.upto).is_some_and(|seq| seq <= seen)
+                let saw = |seq| seq <= seen || broken(Canary::V3Unseen);
+                opening <= seen && state.seq_of(vote.upto).is_some_and(saw)
             }
             Opening::None => false,
         };
-        let chain = state.chain_at(vote.upto) == Some(vote.chain);
-        let rising = writer.vote_within(term, stamp.seq.0) <= Some(vote.upto);
+        let chain = state.chain_at(vote.upto) == Some(vote.chain) || broken(Canary::V3Chain);
+        let rising =
+            writer.vote_within(term, stamp.seq.0) <= Some(vote.upto) || broken(Canary::V3Falling);
         if !(stands && chain && rising) {
             return Said::Nothing;
         }
@@ -373,6 +392,17 @@ impl Reader {
     }
 }
 
+/// The highest of the cited writers' votes, by term, then by batch (B1); `None` is no vote.
+fn highest(votes: Vec<Option<(Term, Batch)>>) -> Option<(Term, Batch)> {
+    let votes = votes.into_iter();
+    if broken(Canary::B1Lowest) {
+        return votes.min().flatten();
+    } else if broken(Canary::B1BatchOnly) {
+        return votes.max_by_key(|vote| vote.map(|(term, upto)| (upto, term))).flatten();
+    }
+    votes.max().flatten()
+}
+
 /// The highest batch that `f + 1` of the votes reach.
 fn quorum(votes: impl Iterator<Item = Option<Batch>>, f: usize) -> Option<Batch> {
     let mut reached = [Batch(0); shared_registers::limits::MAX_SERVERS];
@@ -383,7 +413,8 @@ fn quorum(votes: impl Iterator<Item = Option<Batch>>, f: usize) -> Option<Batch>
     }
     let reached = &mut reached[..count];
     reached.sort_unstable();
-    reached.len().checked_sub(f + 1).map(|i| reached[i])
+    let needed = f + usize::from(!broken(Canary::C1Quorum));
+    reached.len().checked_sub(needed).map(|i| reached[i])
 }
 
 #[cfg(test)]

@@ -11,13 +11,16 @@
 //! | `frames` | own frames in flight, and what becomes of them after a drop (R1) |
 //! | `sequencing` | batches, openings (P1, P4) |
 //! | `suspicion` | time-outs and reasons for a CHANGE (P3, P4) |
+//! | `queues` | how long everything is that it keeps |
 
 mod frames;
 mod intake;
+mod queues;
 mod reading;
 mod sequencing;
 mod suspicion;
 
+use shared_registers::canary::{Canary, broken};
 use shared_registers::crypto::ClusterId;
 use shared_registers::guest_side::{DropNotice, HostHint};
 use shared_registers::ids::{ClientId, Micros, OrderNumber, Seq, ServerId, Term};
@@ -30,6 +33,7 @@ use crate::messages::{self, OrderMessage, Status, ToClient, ToServer};
 use crate::pool::Pool;
 use crate::reader::Reader;
 use frames::{Frames, What};
+pub use queues::Queue;
 use sequencing::Sequencing;
 use suspicion::Suspicion;
 
@@ -107,17 +111,6 @@ pub enum Lookup {
     Found(ToClient),
 }
 
-/// How full a replica's queues are; their bounds are in [`crate::limits`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fill {
-    /// Copies, and bytes of them, of the client that sent most directly.
-    pub direct: (usize, usize),
-    /// The same of the server that forwarded most.
-    pub forwarded: (usize, usize),
-    /// Own frames that were written and not read back.
-    pub frames_in_flight: usize,
-}
-
 /// Counters of the core; see [`Replica::status`].
 #[derive(Default)]
 struct Counters {
@@ -193,7 +186,11 @@ impl Replica {
         }
         self.follow(now, out);
         if !self.is_active() {
-            return; // P4: nothing is written and timers rest until f + 1 are done with the term.
+            // P4: nothing is written and timers rest until f + 1 are done with the term.
+            if broken(Canary::P4VoteAfterChange) && !self.is_sequencer() {
+                self.vote(out);
+            }
+            return;
         }
         if let Some(reason) = self.suspects(now) {
             self.write_change(self.term, reason, out);
@@ -242,7 +239,8 @@ impl Replica {
         let term = self.term;
         let Some(state) = self.reader.term(term).filter(|state| state.is_open()) else { return };
         let upto = state.last();
-        let nothing_yet = term == Term(0) && upto.0 == 0;
+        let nothing_yet =
+            (term == Term(0) || broken(Canary::P4BaseVote)) && upto == state.base().batch;
         let voted = self.reader.vote(self.config.me, term).max(self.frames.voted(term));
         if nothing_yet || voted >= Some(upto) || self.frames.full() {
             return;
@@ -290,13 +288,6 @@ impl Replica {
     /// The last order number delivered.
     pub fn last_delivered(&self) -> OrderNumber {
         self.ledger.delivered()
-    }
-
-    /// How full its queues are, for whoever checks that they stay within their bounds.
-    pub fn fill(&self) -> Fill {
-        let [direct, forwarded] = self.pool.largest();
-        let frames_in_flight = self.frames.in_flight();
-        Fill { direct, forwarded, frames_in_flight }
     }
 
     /// What this replica says of itself.

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
+use crate::canary::{Canary, broken};
 use crate::ids::{Micros, Seq, ServerId};
 use crate::layout::{
     DropReason, FRAME_HEADER_BYTES, FRAME_MAGIC, Geometry, LayoutError, LinkState, hint_word, read,
@@ -406,7 +407,8 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
     fn exposable(&self, writer: ServerId) -> bool {
         let waiting = self.streams[writer.index()].waiting.front();
         waiting.is_some_and(|seen| {
-            seen.iter().zip(&self.streams).all(|(seen, stream)| *seen <= stream.exposed)
+            let shown = |(seen, stream): (&u64, &Stream)| *seen <= stream.exposed;
+            broken(Canary::R4Exposure) || seen.iter().zip(&self.streams).all(shown)
         })
     }
 

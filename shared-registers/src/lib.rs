@@ -22,8 +22,10 @@
 //! | [`channel`], [`link`] | authenticated frames over a byte stream; the same over a socket |
 //! | [`bell`] | the doorbell's socket |
 //! | [`cluster`] | `cluster.toml`, key files, and where they lie |
+//! | [`canary`] | rules broken on purpose, in the simulator alone |
 
 pub mod bell;
+pub mod canary;
 pub mod channel;
 pub mod cluster;
 pub mod codec;

@@ -142,8 +142,9 @@ fn a_change_needs_f_plus_1_exposed_ones_of_the_term_before() {
 }
 
 #[test]
-fn a_host_that_restarts_knows_the_changes_at_once() {
-    // R1, before anything new is exposed to bring the matter up.
+fn a_host_that_restarts_knows_the_changes_before_anything_new_comes() {
+    // R1. When it forgot them, a guest could write a CHANGE twice, and one whose sequencer was down
+    // could never leave its term: nothing new came any more.
     let mut world = World::new(3);
     world.write(0, &change(0));
     world.write(1, &change(0));

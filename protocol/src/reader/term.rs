@@ -55,6 +55,13 @@ impl TermState {
         self.batches.push_back(batch);
     }
 
+    /// Takes back the last batch if it has this number. For `Canary::V2Consecutive` alone.
+    pub(super) fn withdraw(&mut self, batch: Batch) {
+        if !self.batches.is_empty() && self.last() == batch {
+            self.batches.pop_back();
+        }
+    }
+
     pub(super) fn opening(&self) -> Opening {
         self.opening
     }

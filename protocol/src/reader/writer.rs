@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use shared_registers::canary::{Canary, broken};
 use shared_registers::ids::{Batch, Seq, Term};
 
 /// A vote, where it stands.
@@ -33,6 +34,24 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn vote(&mut self, seq: Seq, term: Term, upto: Batch) {
         self.votes.push(VoteAt { seq, term, upto });
+    }
+
+    /// The CHANGE of `term`, if it is record `seq`.
+    pub(super) fn change_at(&self, seq: Seq, term: Term) -> Option<&ChangeAt> {
+        let change = match broken(Canary::V2EvidenceTerm) {
+            false => self.changes.get(&term)?,
+            true => self.changes.values().find(|change| change.seq == seq)?,
+        };
+        (change.seq == seq).then_some(change)
+    }
+
+    /// The highest vote so far, by term, then by batch (B1).
+    pub(super) fn highest(&self) -> Option<(Term, Batch)> {
+        if broken(Canary::B1BatchOnly) {
+            let votes = self.votes.iter().map(|v| (v.term, v.upto));
+            return votes.max_by_key(|(term, upto)| (*upto, *term));
+        }
+        self.votes.last().map(|v| (v.term, v.upto))
     }
 
     /// The highest vote of `term` within the first `read` records.

@@ -1,5 +1,6 @@
 //! Orders that come in: from their clients, or forwarded by other servers (P1, P3, P5).
 
+use shared_registers::canary::{Canary, broken};
 use shared_registers::ids::{ClientId, Micros, OrderId, ServerId};
 
 use super::{Output, Replica};
@@ -54,7 +55,8 @@ impl Replica {
             }
             Verdict::Next | Verdict::Early => {
                 // P3: a directly received order goes on to the sequencer at once.
-                let forward = (!self.is_sequencer()).then(|| order.clone());
+                let backup = !self.is_sequencer() && !broken(Canary::P3Forward);
+                let forward = backup.then(|| order.clone());
                 let taken = self.hold(now, Source::Client(client), order);
                 if let Some(order) = forward.filter(|_| taken) {
                     self.counters.orders_forwarded += 1;
@@ -106,7 +108,7 @@ impl Replica {
 
     /// P3: every order that its client sent directly goes to the new sequencer too.
     pub(super) fn forward_held(&mut self, out: &mut Vec<Output>) {
-        if self.is_sequencer() {
+        if self.is_sequencer() || broken(Canary::P3Forward) {
             return;
         }
         let sequencer = self.term.sequencer(self.config.n);

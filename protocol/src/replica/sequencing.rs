@@ -38,6 +38,11 @@ impl Sequencing {
         self.forwarded = true;
     }
 
+    /// Clients that wait for their turn.
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     /// A client may have something to propose.
     pub(super) fn candidate(&mut self, client: ClientId) {
         if self.queued.insert(client) {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use shared_registers::canary::{Canary, broken};
 use shared_registers::guest_side::HostHint;
 use shared_registers::ids::{Batch, ClientId, Micros, ServerId};
 use shared_registers::layout::LinkState;
@@ -61,6 +62,11 @@ impl Suspicion {
             hosts: vec![HostView::Unknown; config.n],
             started: None,
         }
+    }
+
+    /// Live batches that are not committed.
+    pub(super) fn len(&self) -> usize {
+        self.uncommitted.len()
     }
 
     // P4: T_change doubles per term up to a cap.
@@ -153,6 +159,9 @@ impl Replica {
     pub(super) fn suspects(&mut self, now: Micros) -> Option<Reason> {
         if self.reader.term(self.term).is_some_and(|state| state.is_dead()) {
             return Some(Reason::Dead);
+        }
+        if self.is_sequencer() && broken(Canary::P3Self) {
+            return None;
         }
         let sequencer = self.term.sequencer(self.config.n);
         let due = |deadline: Option<Micros>| deadline.is_some_and(|at| now >= at);

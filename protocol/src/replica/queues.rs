@@ -1,0 +1,42 @@
+//! How long everything is that a replica keeps, next to how long it may be.
+
+use super::Replica;
+use crate::limits::{
+    DIRECT_BYTES, DIRECT_ORDERS, FORWARDED_BYTES, FORWARDED_ORDERS, KEPT_REPLIES,
+    OWN_FRAMES_IN_FLIGHT,
+};
+
+/// A collection of a replica, and its bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// What it holds.
+    pub name: &'static str,
+    /// How long it is; of several of one kind, the longest.
+    pub length: usize,
+    /// How long it may be.
+    pub bound: usize,
+}
+
+impl Replica {
+    /// Its collections: whoever drives a replica can see that none grows past its bound.
+    pub fn queues(&self) -> [Queue; 9] {
+        let queue = |name, length, bound| Queue { name, length, bound };
+        let [direct, forwarded] = self.pool.largest();
+        // A source's only order may be as large as any.
+        let largest = self.config.max_payload_bytes;
+        let clients = self.config.clients as usize;
+        [
+            queue("orders held of one client", direct.0, DIRECT_ORDERS),
+            queue("bytes held of one client", direct.1, DIRECT_BYTES.max(largest)),
+            queue("orders held of one forwarder", forwarded.0, FORWARDED_ORDERS),
+            queue("bytes held of one forwarder", forwarded.1, FORWARDED_BYTES.max(largest)),
+            // A CHANGE does not wait for those before it; one follows it at most.
+            queue("own frames in flight", self.frames.in_flight(), OWN_FRAMES_IN_FLIGHT + 2),
+            queue("replies kept for one client", self.ledger.longest(), KEPT_REPLIES),
+            queue("deliveries kept", self.history.len(), self.config.retain_messages.max(1)),
+            queue("clients in turn", self.sequencing.len(), clients),
+            // V2: the window, and the batch of the opening.
+            queue("batches uncommitted", self.suspicion.len(), self.config.window as usize + 1),
+        ]
+    }
+}

@@ -1,0 +1,240 @@
+//! The registers of all hosts, record by record (section 2).
+//!
+//! * **R1** what enters a stream is a PROPOSE, an ACCEPT or a CHANGE that may stand there;
+//! * **R2** the stamp names the writer;
+//! * **R3** every host holds a prefix of the one sequence that the writer's host admitted;
+//! * **R4** `seen` is what the host had exposed, and a record is exposed only after what it has seen;
+//! * **R5** in the end every live host holds the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use shared_registers::ids::{ServerId, Term};
+
+use super::{Events, Facts};
+use crate::history::{Event, RecordSeen, Said};
+
+struct Registers {
+    n: usize,
+    quorum: usize,
+    /// By stream, the records that its own host admitted.
+    streams: Vec<Vec<Arc<RecordSeen>>>,
+    /// By stream, its CHANGEs, and how many records there were with each.
+    changes: Vec<Vec<(u64, Term)>>,
+    /// By host, what it holds and what its guest may see of each stream.
+    copied: Vec<Vec<u64>>,
+    exposed: Vec<Vec<u64>>,
+}
+
+impl Registers {
+    fn new(facts: &Facts) -> Registers {
+        let n = facts.n;
+        Registers {
+            n,
+            quorum: facts.f + 1,
+            streams: vec![Vec::new(); n],
+            changes: vec![Vec::new(); n],
+            copied: vec![vec![0; n]; n],
+            exposed: vec![vec![0; n]; n],
+        }
+    }
+
+    fn copy(&mut self, host: ServerId, record: &Arc<RecordSeen>) -> Result<(), String> {
+        let (writer, seq) = (record.writer, record.seq);
+        if record.stamped != writer {
+            return Err(format!("R2: a record of stream {writer} names {}", record.stamped));
+        }
+        let count = &mut self.copied[host.index()][writer.index()];
+        *count += 1;
+        if seq.0 != *count {
+            return Err(format!("R3: host {host} holds {seq} of stream {writer} as its {count}."));
+        }
+        if host == writer {
+            self.may_enter(record)?;
+            if let Said::Change(term) = record.said {
+                self.changes[writer.index()].push((seq.0, term));
+            }
+            self.streams[writer.index()].push(record.clone());
+            return Ok(());
+        }
+        match self.streams[writer.index()].get(seq.0 as usize - 1) {
+            None => Err(format!("R3: host {host} holds {seq} of stream {writer} before its host")),
+            Some(own) if own.digest != record.digest => {
+                Err(format!("R3: hosts {host} and {writer} differ in {seq} of stream {writer}"))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// R1 and R4, of what a host admits from its guest.
+    fn may_enter(&self, record: &RecordSeen) -> Result<(), String> {
+        let (writer, seq) = (record.writer, record.seq);
+        let mut seen = self.exposed[writer.index()].clone();
+        seen[writer.index()] = seq.0 - 1;
+        if record.seen != seen {
+            return Err(format!(
+                "R4: record {seq} of stream {writer} says that {:?} were seen, and {seen:?} were",
+                record.seen
+            ));
+        }
+        match record.said {
+            Said::Malformed => Err(format!("R1: record {seq} of stream {writer} is malformed")),
+            Said::Change(term) => self.may_change(record, term),
+            Said::Propose(_) | Said::Accept => Ok(()),
+        }
+    }
+
+    fn may_change(&self, record: &RecordSeen, term: Term) -> Result<(), String> {
+        let writer = record.writer;
+        if self.changes[writer.index()].iter().any(|(_, before)| *before >= term) {
+            return Err(format!("R1: server {writer} wrote CHANGE({term}) after a later one"));
+        }
+        let done = |(changes, seen): (&Vec<(u64, Term)>, &u64)| {
+            changes.iter().any(|(at, other)| at <= seen && other.0 + 1 >= term.0)
+        };
+        let writers = self.changes.iter().zip(&record.seen).filter(|stream| done(*stream)).count();
+        if term > Term(0) && writers < self.quorum {
+            return Err(format!("R1: server {writer} wrote CHANGE({term}) after {writers} others"));
+        }
+        Ok(())
+    }
+
+    fn expose(&mut self, host: ServerId, upto: &[u64]) -> Result<(), String> {
+        for writer in 0..self.n {
+            let before = self.exposed[host.index()][writer];
+            if upto[writer] < before || upto[writer] > self.copied[host.index()][writer] {
+                return Err(format!("R4: host {host} exposes {} of {writer}", upto[writer]));
+            }
+            for record in &self.streams[writer][before as usize..upto[writer] as usize] {
+                if record.seen.iter().zip(upto).any(|(seen, exposed)| seen > exposed) {
+                    return Err(format!(
+                        "R4: host {host} exposes {} of stream {writer} before what it has seen",
+                        record.seq
+                    ));
+                }
+            }
+        }
+        self.exposed[host.index()] = upto.to_vec();
+        Ok(())
+    }
+}
+
+/// R5: what one live host has, every live host has.
+fn all_alike(copied: &[Option<Vec<u64>>]) -> Result<(), String> {
+    let live: BTreeMap<_, _> =
+        copied.iter().enumerate().filter_map(|(i, c)| Some((i, c.as_ref()?))).collect();
+    let Some((first, counts)) = live.first_key_value() else { return Ok(()) };
+    match live.iter().find(|(_, other)| *other != counts) {
+        None => Ok(()),
+        Some((other, theirs)) => Err(format!(
+            "R5: in the end host {first} holds {counts:?} and host {other} holds {theirs:?}"
+        )),
+    }
+}
+
+/// See the [module](self).
+pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
+    let mut registers = Registers::new(facts);
+    for (_, event) in events {
+        match event {
+            Event::Copied { host, record } => registers.copy(*host, record)?,
+            Event::Exposed { host, upto } => registers.expose(*host, upto)?,
+            Event::HostFault { host, peer, what } => {
+                return Err(format!("host {host} says that host {peer} {what}"));
+            }
+            Event::Over { copied } => all_alike(copied)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::made_up::judge;
+    use super::*;
+    use shared_registers::crypto::Digest;
+    use shared_registers::ids::Seq;
+
+    fn record(writer: u16, seq: u64, seen: [u64; 3], said: Said) -> RecordSeen {
+        let (writer, digest) = (ServerId(writer), Digest([seq as u8; 32]));
+        RecordSeen { writer, seq: Seq(seq), stamped: writer, seen: seen.to_vec(), digest, said }
+    }
+
+    fn accept(writer: u16, seq: u64, seen: [u64; 3]) -> RecordSeen {
+        record(writer, seq, seen, Said::Accept)
+    }
+
+    fn copied(host: u16, record: RecordSeen) -> Event {
+        Event::Copied { host: ServerId(host), record: Arc::new(record) }
+    }
+
+    fn exposed(host: u16, upto: [u64; 3]) -> Event {
+        Event::Exposed { host: ServerId(host), upto: upto.to_vec() }
+    }
+
+    fn rejected(events: &[Event], rule: &str) {
+        let why = judge(check, events).expect_err("it must be rejected");
+        assert!(why.starts_with(rule), "{why}");
+    }
+
+    #[test]
+    fn r1_what_may_not_enter_is_rejected() {
+        rejected(&[copied(0, record(0, 1, [0; 3], Said::Malformed))], "R1");
+        let change = |writer, seq, seen, term| record(writer, seq, seen, Said::Change(Term(term)));
+        assert_eq!(judge(check, &[copied(0, change(0, 1, [0; 3], 0))]), Ok(()));
+        // Nobody else is done with term 0, and then one more is.
+        let first = copied(0, change(0, 1, [0; 3], 0));
+        rejected(&[first.clone(), copied(0, change(0, 2, [1, 0, 0], 1))], "R1");
+        let other = [copied(1, change(1, 1, [0; 3], 0)), copied(0, change(1, 1, [0; 3], 0))];
+        let seen = exposed(0, [1, 1, 0]);
+        let second = copied(0, change(0, 2, [1, 1, 0], 1));
+        let events = [std::slice::from_ref(&first), &other[..], &[seen, second]].concat();
+        assert_eq!(judge(check, &events), Ok(()));
+        rejected(&[first, copied(0, change(0, 2, [1, 0, 0], 0))], "R1");
+    }
+
+    #[test]
+    fn r2_another_writers_name_is_rejected() {
+        let mut one = accept(0, 1, [0; 3]);
+        one.stamped = ServerId(1);
+        rejected(&[copied(0, one)], "R2");
+    }
+
+    #[test]
+    fn r3_two_histories_of_one_stream_are_rejected() {
+        let (one, mut other) = (accept(0, 1, [0; 3]), accept(0, 1, [0; 3]));
+        assert_eq!(judge(check, &[copied(0, one.clone()), copied(1, one.clone())]), Ok(()));
+        other.digest = Digest([9; 32]);
+        rejected(&[copied(0, one.clone()), copied(1, other)], "R3");
+        rejected(&[copied(1, one.clone())], "R3");
+        rejected(&[copied(0, one.clone()), copied(0, one)], "R3");
+    }
+
+    #[test]
+    fn r4_stamps_and_exposure_that_break_causality_are_rejected() {
+        rejected(&[copied(0, accept(0, 1, [0, 1, 0]))], "R4");
+        let first = copied(0, accept(0, 1, [0; 3]));
+        rejected(&[first.clone(), exposed(0, [2, 0, 0])], "R4");
+        // Record 1 of stream 1 has seen record 1 of stream 0.
+        let second = [copied(1, accept(0, 1, [0; 3])), exposed(1, [1, 0, 0])];
+        let second = [&second[..], &[copied(1, accept(1, 1, [1, 0, 0]))]].concat();
+        let third = [copied(2, accept(1, 1, [1, 0, 0])), exposed(2, [0, 1, 0])];
+        rejected(&[&[first], &second[..], &third].concat(), "R4");
+    }
+
+    #[test]
+    fn r5_hosts_that_end_apart_are_rejected() {
+        let over = |a: u64, b: u64| Event::Over {
+            copied: vec![Some(vec![a, 0, 0]), None, Some(vec![b, 0, 0])],
+        };
+        assert_eq!(judge(check, &[over(1, 1)]), Ok(()));
+        rejected(&[over(1, 2)], "R5");
+    }
+
+    #[test]
+    fn a_host_that_finds_fault_with_another_is_rejected() {
+        let (host, peer, what) = (ServerId(0), ServerId(1), "lies".to_owned());
+        assert!(judge(check, &[Event::HostFault { host, peer, what }]).is_err());
+    }
+}

@@ -1,0 +1,44 @@
+//! The cluster's name, keys and sizes.
+
+use protocol::messages::OrderMessage;
+use shared_registers::crypto::{ClusterId, MacKey, Secret};
+use shared_registers::ids::{ClientId, OrderId, ServerId};
+use shared_registers::layout::Geometry;
+use shared_registers::limits::RegisterLimits;
+
+/// The name of every simulated cluster.
+pub const CLUSTER: ClusterId = ClusterId([7; 32]);
+/// Largest payload.
+pub const MAX_PAYLOAD_BYTES: usize = 512;
+/// Ring of one stream: small, so that a cluster is cheap to make, and large enough for a run.
+pub const RING_BYTES: u64 = 1 << 19;
+/// Ring of a write file.
+pub const WRITE_RING_BYTES: u64 = 1 << 16;
+
+/// The order key that a client shares with a host.
+pub fn order_key(client: ClientId, server: ServerId) -> MacKey {
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&client.0.to_le_bytes());
+    bytes[4..6].copy_from_slice(&server.0.to_le_bytes());
+    Secret::new(bytes).mac_key()
+}
+
+/// All order keys of a client, by host.
+pub fn order_keys(client: ClientId, n: usize) -> Vec<MacKey> {
+    ServerId::all(n).map(|server| order_key(client, server)).collect()
+}
+
+/// An order with right MACs for all hosts whose keys these are.
+pub fn order(id: OrderId, payload: Vec<u8>, keys: &[MacKey]) -> OrderMessage {
+    OrderMessage::new(&CLUSTER, id, payload, keys)
+}
+
+/// The shape of a server's files.
+pub fn geometry(server: ServerId, n: usize) -> Geometry {
+    let limits = RegisterLimits {
+        max_payload_bytes: MAX_PAYLOAD_BYTES,
+        ring_bytes: RING_BYTES,
+        write_ring_bytes: WRITE_RING_BYTES,
+    };
+    Geometry { n, server, cluster: CLUSTER, limits }
+}

@@ -1,0 +1,203 @@
+//! What goes wrong, and when. Each kind of fault that the plan has comes again and again, after
+//! times drawn around its mean, until the faults are over.
+
+use rand::RngExt;
+use shared_registers::ids::{ClientId, Micros, ServerId};
+
+use crate::engine::{Event, Process, Sim};
+
+/// A kind of fault that comes by itself. Those of single messages are in `network`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A connection of the payload network breaks.
+    Reset,
+    /// The payload network parts.
+    Partition,
+    /// A link of the trusted network breaks.
+    LinkDown,
+    /// A host agent, or a whole machine, dies.
+    HostCrash,
+    /// A guest dies.
+    GuestCrash,
+    /// A process stops for a while.
+    Pause,
+    /// A host's wall clock jumps.
+    ClockJump,
+    /// A client dies.
+    ClientCrash(ClientId),
+}
+
+/// A host dies within so many stores of a step, at most.
+const STORES_BEFORE_DEATH: u64 = 120;
+
+impl Sim {
+    /// How often a fault comes, and how long one lasts at most.
+    fn habit(&self, fault: Fault) -> Option<(Micros, Micros)> {
+        let (payload, processes) = (&self.plan.payload, &self.plan.processes);
+        let no_time = |every: Option<Micros>| every.map(|every| (every, Micros(0)));
+        match fault {
+            Fault::Reset => no_time(payload.reset_every),
+            Fault::Partition => payload.partition_every,
+            Fault::LinkDown => self.plan.trusted.down_every,
+            Fault::HostCrash => processes.host_crash_every,
+            Fault::GuestCrash => processes.guest_crash_every,
+            Fault::Pause => processes.pause_every,
+            Fault::ClockJump => no_time(processes.clock_jump_every),
+            Fault::ClientCrash(client) => no_time(self.plan.clients[client.index()].crash_every),
+        }
+    }
+
+    pub(crate) fn plan_faults(&mut self) {
+        let mut faults = vec![
+            Fault::Reset,
+            Fault::Partition,
+            Fault::LinkDown,
+            Fault::HostCrash,
+            Fault::GuestCrash,
+            Fault::Pause,
+            Fault::ClockJump,
+        ];
+        faults.extend(self.crowd.ids().map(Fault::ClientCrash));
+        for fault in faults {
+            self.plan_fault(fault);
+        }
+    }
+
+    fn plan_fault(&mut self, fault: Fault) {
+        if let Some((every, _)) = self.habit(fault) {
+            let delay = self.between((Micros(0), Micros(2 * every.0)));
+            self.after(delay, Event::Fault(fault));
+        }
+    }
+
+    pub(crate) fn inject(&mut self, fault: Fault) {
+        if self.healed {
+            return;
+        }
+        let most = self.habit(fault).map_or(Micros(0), |(_, most)| most);
+        let time = self.between((Micros(100), most));
+        let n = self.plan.n as u16;
+        let server = ServerId(self.rng.random_range(0..n));
+        match fault {
+            Fault::Reset => {
+                let clients = self.plan.clients.len() as u32;
+                let client = ClientId(self.rng.random_range(0..clients));
+                self.count("payload: broken connection");
+                self.break_connection(client, server);
+            }
+            Fault::Partition => self.part(time),
+            Fault::LinkDown => {
+                let other = ServerId((server.0 + self.rng.random_range(1..n)) % n);
+                self.count("trusted: broken link");
+                self.break_link(server, other, time);
+            }
+            Fault::HostCrash => self.inject_host_crash(server, time),
+            Fault::GuestCrash => {
+                if self.may_fail(server) && self.servers[server.index()].guest.is_some() {
+                    self.count("guest crash");
+                    self.stop_guest(server);
+                    self.after(time, Event::GuestStart(server));
+                }
+            }
+            Fault::Pause => self.inject_pause(server, time),
+            Fault::ClockJump => {
+                self.count("host clock jump");
+                let (back, jump) = (self.rng.random_bool(0.5), self.rng.random_range(1..5_000_000));
+                let wall = &mut self.servers[server.index()].wall;
+                wall.0 = if back { wall.0 - jump } else { wall.0 + jump };
+            }
+            Fault::ClientCrash(client) => self.crash_client(client),
+        }
+        self.plan_fault(fault);
+    }
+
+    /// Whether a server may fail now: with it, at most `f` are faulty.
+    fn may_fail(&self, server: ServerId) -> bool {
+        let faulty = |s: ServerId| {
+            let entry = &self.servers[s.index()];
+            self.is_byzantine(s)
+                || entry.host.is_none()
+                || entry.guest.is_none()
+                || entry.dies_after.is_some()
+        };
+        let others = ServerId::all(self.plan.n).filter(|s| *s != server && faulty(*s));
+        others.count() < self.plan.f
+    }
+
+    fn inject_host_crash(&mut self, server: ServerId, time: Micros) {
+        if !self.may_fail(server) || self.servers[server.index()].host.is_none() {
+            return;
+        }
+        self.count("host crash");
+        if self.happens(self.plan.processes.mid_step) {
+            let stores = self.rng.random_range(0..STORES_BEFORE_DEATH);
+            self.servers[server.index()].dies_after = Some(stores);
+        } else {
+            self.crash_host(server);
+            self.after(time, Event::HostStart(server));
+        }
+        if self.happens(self.plan.processes.with_guest) {
+            self.stop_guest(server);
+            self.after(time.plus(Micros(50_000)), Event::GuestStart(server));
+        }
+    }
+
+    fn inject_pause(&mut self, server: ServerId, time: Micros) {
+        let (host, guest) = (self.rng.random_bool(0.6), self.rng.random_bool(0.6));
+        if host {
+            self.count("host pause");
+            self.pause(Process::Host(server), time);
+        }
+        if guest {
+            self.count("guest pause");
+            self.pause(Process::Guest(server), time);
+        }
+    }
+
+    /// When a timer goes off that should at `at`.
+    pub(crate) fn skewed(&mut self, at: Micros) -> Micros {
+        let plan = self.plan.processes.clone();
+        if self.happens(plan.early_timers) {
+            self.count("timer early");
+            let left = at.since(self.now);
+            return self.now.plus(self.between((Micros(0), left)));
+        }
+        let (often, most) = plan.late_timers;
+        if self.happens(often) {
+            self.count("timer late");
+            return at.plus(self.between((Micros(0), most)));
+        }
+        at
+    }
+
+    /// The faults are over: the network is calm, whoever may come back does, and the liars fall
+    /// silent. Servers that were broken into stay so, and hosts that are to stay down do.
+    pub(crate) fn heal(&mut self) {
+        self.healed = true;
+        self.plan.payload = crate::plan::PayloadPlan::calm();
+        self.plan.trusted = crate::plan::TrustedPlan::calm();
+        self.plan.processes.early_timers = 0;
+        self.plan.processes.late_timers.0 = 0;
+        self.rejoin_all();
+        self.resume_all();
+        for server in ServerId::all(self.plan.n) {
+            let entry = &mut self.servers[server.index()];
+            entry.dies_after = None;
+            if entry.host.is_some() {
+                self.start_guest(server);
+            } else if self.plan.processes.stay_down {
+                self.count("host stays down");
+                self.stop_guest(server);
+            } else {
+                self.start_host(server, true);
+                self.start_guest(server);
+            }
+        }
+        self.mend_links();
+        for client in self.crowd.ids() {
+            if !self.crowd.runs(client) && !self.plan.clients[client.index()].stays_down {
+                self.start_client(client);
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! How a broken-in guest opens its terms: at the first moment, citing what suits it (V2, B1).
+
+use rand::RngExt;
+use shared_registers::ids::{Batch, Position, Seq, ServerId, Term};
+
+use super::byzantine::Byzantine;
+use super::strategies::{Citing, Deed};
+
+impl Byzantine {
+    /// Whether this guest wrote an opening of its own for `term`, or will.
+    pub(super) fn has_opened(&mut self, term: Term) -> bool {
+        let cites = self.at_work(|deed| matches!(deed, Deed::Cite(_))).is_some();
+        cites && self.opened == Some(term)
+    }
+
+    pub(super) fn opening_schemes(&mut self) {
+        let term = self.segment;
+        let Some(before) = term.0.checked_sub(1).map(Term) else { return };
+        if !self.view.sequences(term)
+            || self.view.reader.term(term).is_some()
+            || self.opened == Some(term)
+        {
+            return;
+        }
+        let Some(Deed::Cite(citing)) = self.at_work(|deed| matches!(deed, Deed::Cite(_))) else {
+            return;
+        };
+        if let Some(evidence) = self.evidence(citing, before) {
+            self.opened = Some(term);
+            self.propose(term, Batch(0), &evidence, &[]);
+        }
+    }
+
+    /// What an opening of the term after `before` cites; none if there is nothing to cite yet.
+    pub(super) fn evidence(&mut self, citing: Citing, before: Term) -> Option<Vec<Position>> {
+        let needed = self.view.f() + 1;
+        match citing {
+            Citing::CherryPicked => self.view.lowest_evidence(before, needed),
+            Citing::Few => self.view.lowest_evidence(before, needed - 1),
+            Citing::OneWriter => {
+                let one = *self.view.lowest_evidence(before, 1)?.first()?;
+                Some(vec![one; needed])
+            }
+            Citing::Unseen => {
+                let mut evidence = self.view.lowest_evidence(before, needed - 1)?;
+                let cited = |server: &ServerId| evidence.iter().all(|p| p.writer != *server);
+                let candidates: Vec<_> = self.others().filter(cited).collect();
+                let unseen = candidates.get(self.rng.random_range(0..candidates.len().max(1)))?;
+                evidence.push(self.view.next_of(*unseen));
+                Some(evidence)
+            }
+            Citing::OtherTerm => {
+                let mut evidence: Vec<Position> = Vec::new();
+                for position in self.view.changes_below(before) {
+                    if evidence.iter().all(|cited| cited.writer != position.writer) {
+                        evidence.push(position);
+                    }
+                }
+                evidence.truncate(needed);
+                (evidence.len() == needed).then_some(evidence)
+            }
+            Citing::Random => {
+                let n = self.n as u16;
+                let rng = &mut self.rng;
+                let mut any = || Position {
+                    writer: ServerId(rng.random_range(0..n)),
+                    seq: Seq(rng.random_range(0..40)),
+                };
+                Some((0..needed).map(|_| any()).collect())
+            }
+        }
+    }
+}

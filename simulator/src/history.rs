@@ -1,0 +1,282 @@
+//! What happened in a run, as plain events. Checkers read nothing else, so that each can be shown a
+//! made-up history that it must reject.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use shared_registers::crypto::Digest;
+use shared_registers::ids::{Batch, ClientId, Micros, OrderId, OrderNumber, Seq, ServerId, Term};
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// A client starts a session, its first or after a crash.
+    ClientStarted {
+        /// Who.
+        client: ClientId,
+        /// The session's number.
+        session: u64,
+    },
+    /// A client crashed: nobody waits for its unanswered orders any more.
+    ClientCrashed {
+        /// Who.
+        client: ClientId,
+    },
+    /// A correct client's caller wants this ordered, after all that it wanted before.
+    Broadcast {
+        /// Who.
+        client: ClientId,
+        /// The caller's name for it; a client's tickets grow, across its restarts too.
+        ticket: u64,
+        /// The message: no two broadcasts of a run are alike.
+        payload: Vec<u8>,
+    },
+    /// A correct client put its MACs on this order. One broadcast may lead to several, each in a
+    /// later session than the one before.
+    Sent {
+        /// Whose, and which of theirs.
+        id: OrderId,
+        /// The order's digest.
+        digest: Digest,
+    },
+    /// `f + 1` servers told a correct client that an order was delivered.
+    Answered {
+        /// Who was told.
+        client: ClientId,
+        /// Which broadcast.
+        ticket: u64,
+        /// Under which name it was delivered.
+        id: OrderId,
+        /// In which place.
+        order: OrderNumber,
+        /// The reply; none if it is kept no longer.
+        reply: Option<Vec<u8>>,
+    },
+    /// `f + 1` servers told a correct client that an order will not be delivered.
+    Refused {
+        /// Who was told.
+        client: ClientId,
+        /// Which broadcast.
+        ticket: u64,
+    },
+    /// A correct client's listener heard a delivery.
+    Heard {
+        /// Who.
+        client: ClientId,
+        /// Its place in the one order.
+        order: OrderNumber,
+        /// Whose, and which of theirs.
+        id: OrderId,
+        /// Delivery time (C2).
+        time: Micros,
+        /// The message.
+        payload: Vec<u8>,
+    },
+    /// A listener that starts anew, at the first delivery.
+    ListenerStarted {
+        /// Who.
+        client: ClientId,
+    },
+    /// A guest starts and has read nothing yet.
+    GuestStarted {
+        /// Whose.
+        server: ServerId,
+        /// Whether it does what the protocol says.
+        correct: bool,
+    },
+    /// A guest is gone.
+    GuestStopped {
+        /// Whose.
+        server: ServerId,
+    },
+    /// A correct replica holds these batches for committed.
+    Committed {
+        /// Who.
+        server: ServerId,
+        /// All up to this one.
+        batch: Batch,
+        /// The chain value after it.
+        chain: Digest,
+    },
+    /// A correct replica delivered an order.
+    Delivered {
+        /// Who.
+        server: ServerId,
+        /// Its place in the one order.
+        order: OrderNumber,
+        /// Whose, and which of theirs.
+        id: OrderId,
+        /// The order's digest.
+        digest: Digest,
+        /// Delivery time (C2).
+        time: Micros,
+        /// The message.
+        payload: Vec<u8>,
+    },
+    /// A host agent starts.
+    HostStarted {
+        /// Which.
+        host: ServerId,
+        /// Per stream, how many records its file holds.
+        copied: Vec<u64>,
+        /// Per stream, how many of them its guest may see.
+        exposed: Vec<u64>,
+    },
+    /// A host agent died.
+    HostCrashed {
+        /// Which.
+        host: ServerId,
+    },
+    /// A host has one more record of a stream; of its own, that is an admission (R1).
+    Copied {
+        /// Which host.
+        host: ServerId,
+        /// What the record says.
+        record: Arc<RecordSeen>,
+    },
+    /// A host admitted a record from its guest: what it says to those who read it.
+    Admitted {
+        /// Which host.
+        host: ServerId,
+        /// Its place.
+        seq: Seq,
+        /// What its guest could have seen (R4).
+        seen: Vec<u64>,
+        /// What it says.
+        says: Says,
+    },
+    /// A host exposed records to its guest (R4).
+    Exposed {
+        /// Which host.
+        host: ServerId,
+        /// Per stream, how many its guest may see now.
+        upto: Vec<u64>,
+    },
+    /// A host found fault with a peer. Hosts do not lie, so this must not happen.
+    HostFault {
+        /// Who complains.
+        host: ServerId,
+        /// Of whom.
+        peer: ServerId,
+        /// What it says.
+        what: String,
+    },
+    /// Something that is bounded is longer than ever before in this run.
+    Queue {
+        /// Whose; a client's number comes after all servers'.
+        owner: u32,
+        /// What.
+        name: &'static str,
+        /// How long it is.
+        length: u64,
+        /// How long it may be.
+        bound: u64,
+    },
+    /// The faults are over: the network is calm, and who is faulty now stays so.
+    Healed {
+        /// Servers that must do their part from now on.
+        correct: Vec<ServerId>,
+    },
+    /// The run ended.
+    Over {
+        /// Per server: the records of each stream that its host has, if it is up.
+        copied: Vec<Option<Vec<u64>>>,
+    },
+}
+
+/// A record, as a host's registers hold it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RecordSeen {
+    /// Whose stream.
+    pub writer: ServerId,
+    /// Its place there.
+    pub seq: Seq,
+    /// The writer that its stamp names (R2).
+    pub stamped: ServerId,
+    /// What its guest could have seen (R4).
+    pub seen: Vec<u64>,
+    /// Digest of all its bytes.
+    pub digest: Digest,
+    /// What it says.
+    pub said: Said,
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Said {
+    /// A batch of orders, each with its digest; none in an empty opening.
+    Propose(Vec<(OrderId, Digest)>),
+    /// A vote, a checkpoint or both.
+    Accept,
+    /// Its writer is done with a term.
+    Change(Term),
+    /// Not a body that may be in a stream.
+    Malformed,
+}
+
+/// What a record says to those who read it, in full.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Says {
+    /// A batch, or an empty opening.
+    Propose {
+        /// In which term.
+        term: Term,
+        /// Its number; 0 without orders.
+        batch: Batch,
+        /// It cites CHANGEs.
+        opens: bool,
+        /// The digest of its orders' digests, as the chain takes it.
+        content: Digest,
+    },
+    /// A vote.
+    Vote {
+        /// In which term.
+        term: Term,
+        /// For all up to this one.
+        upto: Batch,
+        /// The chain value there.
+        chain: Digest,
+    },
+    /// Its writer is done with a term.
+    Change(Term),
+    /// Nothing that counts.
+    Nothing,
+}
+
+/// All events of a run, in their order, and the hash of everything that happened in it.
+pub struct History {
+    events: Vec<(Micros, Event)>,
+    hash: DefaultHasher,
+    verbose: bool,
+}
+
+impl History {
+    /// Nothing happened yet. `verbose`: each event is printed as it happens.
+    pub fn new(verbose: bool) -> History {
+        History { events: Vec::new(), hash: DefaultHasher::new(), verbose }
+    }
+
+    /// Something happened at `at` (of the simulation's time).
+    pub fn push(&mut self, at: Micros, event: Event) {
+        if self.verbose {
+            println!("{:>12} {event:?}", at.0);
+        }
+        (at, &event).hash(&mut self.hash);
+        self.events.push((at, event));
+    }
+
+    /// Something happened that no checker wants to know, but two runs of a seed must agree on.
+    pub fn trace(&mut self, what: impl Hash) {
+        what.hash(&mut self.hash);
+    }
+
+    /// All events.
+    pub fn events(&self) -> &[(Micros, Event)] {
+        &self.events
+    }
+
+    /// What two runs of one seed must agree on.
+    pub fn hash(&self) -> u64 {
+        self.hash.finish()
+    }
+}

@@ -1,0 +1,462 @@
+//! The hosts and the trusted network between them.
+//!
+//! A link is a connection: frames come in their order or not at all. When it breaks, what was on
+//! its way is lost, and both ends learn so, each at a time of its own. It holds a limited number of
+//! frames, so a host that dies has spread its newest records to some peers and not to others.
+
+use host_agent::{Host, HostConfig, Input, Now};
+use shared_registers::canary::{Canary, broken};
+use shared_registers::crypto::Digest;
+use shared_registers::host_side::HostRegisters;
+use shared_registers::ids::{ClientId, Micros, Seq, ServerId};
+use shared_registers::order;
+use shared_registers::record::{Body, Record};
+use std::sync::Arc;
+
+use crate::cluster::{self, CLUSTER};
+use crate::engine::{Event, Sim};
+use crate::history::{Event as Happened, RecordSeen, Said, Says};
+
+/// What a host learns of its link to a peer: of which connection, too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LinkNews {
+    Up(u64),
+    Down(u64),
+}
+
+/// One direction of a link.
+#[derive(Clone, Default)]
+struct Direction {
+    in_flight: usize,
+    /// The next frame comes after this.
+    floor: Micros,
+    /// The last connection that the receiver was told is up.
+    told: u64,
+}
+
+/// The link between two hosts.
+#[derive(Clone, Default)]
+struct Link {
+    up: bool,
+    /// Which connection this is: what belongs to an earlier one is lost.
+    generation: u64,
+    /// Not connected again before this.
+    down_until: Micros,
+    /// From the lower number to the higher, and back.
+    ways: [Direction; 2],
+}
+
+/// The trusted network.
+pub(crate) struct Trusted {
+    n: usize,
+    links: Vec<Link>,
+    /// Every record that any host has, by stream: what the history says of it.
+    records: Vec<Vec<Arc<RecordSeen>>>,
+}
+
+impl Trusted {
+    pub(crate) fn new(n: usize) -> Trusted {
+        Trusted { n, links: vec![Link::default(); n * n], records: vec![Vec::new(); n] }
+    }
+
+    fn link(&mut self, a: ServerId, b: ServerId) -> &mut Link {
+        &mut self.links[a.min(b).index() * self.n + a.max(b).index()]
+    }
+
+    fn way(&mut self, from: ServerId, to: ServerId) -> &mut Direction {
+        &mut self.link(from, to).ways[usize::from(from > to)]
+    }
+}
+
+impl Sim {
+    fn host_now(&self, host: ServerId) -> Now {
+        let server = &self.servers[host.index()];
+        let mono = server.host_clock.show(self.now);
+        Now { wall: mono.plus(server.wall), mono }
+    }
+
+    /// A host agent starts, on an empty file or on the one that it left.
+    pub(crate) fn start_host(&mut self, host: ServerId, again: bool) {
+        let (n, now) = (self.plan.n, self.host_now(host));
+        let clients = self.plan.clients.len() as u32;
+        let order_keys = (0..clients).map(|client| cluster::order_key(ClientId(client), host));
+        let config =
+            HostConfig { order_keys: order_keys.collect(), exchange: self.plan.timing.exchange };
+        let server = &mut self.servers[host.index()];
+        if server.host.is_some() {
+            return;
+        }
+        let geometry = cluster::geometry(host, n);
+        let (read, write) = (server.read.clone(), server.write.clone());
+        let registers = match again {
+            // R6, as built: with its file intact it goes on where it was.
+            true => HostRegisters::reopen(geometry, read, write).expect("its file is intact"),
+            false => HostRegisters::create(geometry, read, write).expect("made for it"),
+        };
+        server.host = Some(Host::new(config, registers, now));
+        server.host_epoch += 1;
+        server.dies_after = None;
+        let epoch = server.host_epoch;
+        let (copied, exposed) = (server.copied.clone(), server.exposed.clone());
+        self.history.push(self.now, Happened::HostStarted { host, copied, exposed });
+        self.after(Micros(1), Event::HostTick(host, epoch));
+        for peer in ServerId::all(n).filter(|peer| *peer != host) {
+            let delay = self.between((Micros(100), Micros(20_000)));
+            self.after(delay, Event::LinkDial(host, peer));
+        }
+        self.observe(host);
+        self.after_host_step(host);
+    }
+
+    /// A host agent is gone; its file stays.
+    pub(crate) fn crash_host(&mut self, host: ServerId) {
+        let server = &mut self.servers[host.index()];
+        if server.host.take().is_none() {
+            return;
+        }
+        server.host_epoch += 1;
+        server.dies_after = None;
+        server.read.revive();
+        self.history.push(self.now, Happened::HostCrashed { host });
+        for peer in ServerId::all(self.plan.n).filter(|peer| *peer != host) {
+            self.break_link(host, peer, Micros(0));
+        }
+    }
+
+    pub(crate) fn host_looks(&mut self, host: ServerId) {
+        self.step_host(host, Input::Guest);
+    }
+
+    pub(crate) fn host_tick(&mut self, host: ServerId, epoch: u64) {
+        if self.servers[host.index()].host_epoch == epoch {
+            let exchange = self.plan.timing.exchange;
+            self.after(exchange, Event::HostTick(host, epoch));
+            self.step_host(host, Input::Tick);
+        }
+    }
+
+    pub(crate) fn host_link(&mut self, host: ServerId, peer: ServerId, epoch: u64, link: LinkNews) {
+        if self.servers[host.index()].host_epoch != epoch {
+            return;
+        }
+        // News of a connection that another has taken the place of is no news.
+        let told = &mut self.trusted.way(peer, host).told;
+        match link {
+            LinkNews::Up(generation) if generation > *told => {
+                *told = generation;
+                self.step_host(host, Input::PeerUp(peer));
+            }
+            LinkNews::Down(generation) if generation >= *told => {
+                self.step_host(host, Input::PeerDown(peer));
+            }
+            LinkNews::Up(_) | LinkNews::Down(_) => {}
+        }
+    }
+
+    pub(crate) fn host_frame(
+        &mut self,
+        to: ServerId,
+        from: ServerId,
+        generation: u64,
+        bytes: &[u8],
+    ) {
+        if self.trusted.link(from, to).generation != generation {
+            return;
+        }
+        self.trusted.way(from, to).in_flight -= 1;
+        self.step_host(to, Input::PeerFrame(from, bytes));
+        self.pump_link(from, to);
+    }
+
+    /// Two hosts connect, if they can.
+    pub(crate) fn link_dial(&mut self, a: ServerId, b: ServerId) {
+        let lives = |s: ServerId| self.servers[s.index()].host.is_some();
+        if !lives(a) || !lives(b) {
+            return; // Whoever starts dials.
+        }
+        let now = self.now;
+        let link = self.trusted.link(a, b);
+        if link.up {
+            return;
+        }
+        if now < link.down_until {
+            let at = link.down_until;
+            return self.at(at, Event::LinkDial(a, b));
+        }
+        link.up = true;
+        link.generation += 1;
+        let generation = link.generation;
+        for (host, peer) in [(a, b), (b, a)] {
+            let at = now.plus(self.between(self.plan.trusted.delay));
+            let way = self.trusted.way(peer, host);
+            (way.in_flight, way.floor) = (0, at);
+            let epoch = self.servers[host.index()].host_epoch;
+            let link = LinkNews::Up(generation);
+            self.at(at, Event::HostLink { host, peer, epoch, link });
+        }
+    }
+
+    /// A link breaks: what is on its way is lost, and both ends learn so in time. It stays down for
+    /// a while.
+    pub(crate) fn break_link(&mut self, a: ServerId, b: ServerId, down_for: Micros) {
+        let until = self.now.plus(down_for);
+        let link = self.trusted.link(a, b);
+        link.down_until = link.down_until.max(until);
+        if !std::mem::take(&mut link.up) {
+            return;
+        }
+        let generation = link.generation;
+        link.generation += 1;
+        let mut latest = Micros(0);
+        for (host, peer) in [(a, b), (b, a)] {
+            // Not before it learned that the link was up.
+            let floor = self.trusted.way(peer, host).floor.max(self.now);
+            let at = floor.plus(self.between((Micros(1), Micros(30_000))));
+            latest = latest.max(at);
+            let epoch = self.servers[host.index()].host_epoch;
+            let link = LinkNews::Down(generation);
+            self.at(at, Event::HostLink { host, peer, epoch, link });
+        }
+        let redial = latest.plus(self.between((Micros(1_000), Micros(100_000))));
+        self.at(redial, Event::LinkDial(a, b));
+    }
+
+    /// All links come up again soon.
+    pub(crate) fn mend_links(&mut self) {
+        for a in ServerId::all(self.plan.n) {
+            for b in ServerId::all(self.plan.n).filter(|b| a < *b) {
+                self.trusted.link(a, b).down_until = self.now;
+                self.after(Micros(100_000), Event::LinkDial(a, b));
+            }
+        }
+    }
+
+    fn step_host(&mut self, host: ServerId, input: Input<'_>) {
+        let now = self.host_now(host);
+        let server = &mut self.servers[host.index()];
+        let Some(process) = &mut server.host else { return };
+        process.registers_mut().wake();
+        let peer = match &input {
+            Input::PeerFrame(peer, _) => Some(*peer),
+            _ => None,
+        };
+        let dies = match &input {
+            // It dies where there is something to be torn.
+            Input::Guest | Input::PeerFrame(..) => server.dies_after.take(),
+            _ => None,
+        };
+        if let Some(stores) = dies {
+            server.read.kill_after(stores);
+        }
+        let turn = process.step(now, input);
+        if dies.is_some() {
+            self.count("host crash in mid-step");
+            let time = self.plan.processes.host_crash_every.map_or(Micros(0), |(_, most)| most);
+            let back = self.between((Micros(100), time));
+            self.after(back, Event::HostStart(host));
+            return self.crash_host(host);
+        }
+        match turn {
+            Ok(turn) if turn.more => self.after(Micros(20), Event::HostLooks(host)),
+            Ok(_) => {}
+            Err(fault) => {
+                let (peer, what) = (peer.unwrap_or(host), fault.to_string());
+                self.history.push(self.now, Happened::HostFault { host, peer, what });
+                self.break_link(host, peer, Micros(0));
+            }
+        }
+        self.observe(host);
+        self.after_host_step(host);
+    }
+
+    /// What the agent does around a step: it spreads what it can, rings, and sleeps.
+    fn after_host_step(&mut self, host: ServerId) {
+        for peer in ServerId::all(self.plan.n).filter(|peer| *peer != host) {
+            self.pump_link(host, peer);
+        }
+        let bell = self.between((Micros(5), Micros(100)));
+        let Some(process) = &mut self.servers[host.index()].host else { return };
+        if process.must_ring() {
+            self.after(bell, Event::GuestBell(host));
+        }
+        let Some(process) = &mut self.servers[host.index()].host else { return };
+        process.registers_mut().doze();
+        if process.has_frames() {
+            self.after(Micros(20), Event::HostLooks(host));
+        }
+    }
+
+    /// Gives a link as many frames as it holds.
+    fn pump_link(&mut self, from: ServerId, to: ServerId) {
+        let link = self.trusted.link(from, to);
+        let generation = link.generation;
+        while self.trusted.link(from, to).up
+            && self.trusted.way(from, to).in_flight < self.plan.trusted.window
+        {
+            let mut bytes = Vec::new();
+            let Some(host) = &mut self.servers[from.index()].host else { return };
+            if !host.next_frame(to, &mut bytes) {
+                return;
+            }
+            if broken(Canary::R3Twin) && to.0 % 2 == 1 {
+                bytes = twins(bytes, self.plan.n);
+            }
+            let at = self.now.plus(self.between(self.plan.trusted.delay));
+            let way = self.trusted.way(from, to);
+            way.in_flight += 1;
+            way.floor = at.max(way.floor.plus(Micros(1)));
+            let at = way.floor;
+            self.at(at, Event::HostFrame { to, from, generation, bytes });
+        }
+    }
+
+    /// Writes into the history what is new in a host's registers.
+    pub(crate) fn observe(&mut self, host: ServerId) {
+        let n = self.plan.n;
+        let mut bytes = Vec::new();
+        for writer in ServerId::all(n) {
+            loop {
+                let server = &mut self.servers[host.index()];
+                let Some(process) = &server.host else { return };
+                let known = &mut server.copied[writer.index()];
+                if *known >= process.registers().copied(writer).0 {
+                    break;
+                }
+                *known += 1;
+                let seq = Seq(*known);
+                bytes.clear();
+                assert!(process.registers().record(writer, seq, &mut bytes), "it is copied");
+                let record = self.trusted.note(writer, seq, &bytes);
+                if host == writer {
+                    let (seen, says) = (record.seen.clone(), says(&bytes, n));
+                    self.history.push(self.now, Happened::Admitted { host, seq, seen, says });
+                }
+                self.history.push(self.now, Happened::Copied { host, record });
+            }
+        }
+        let server = &mut self.servers[host.index()];
+        let Some(process) = &server.host else { return };
+        let upto = process.registers().exposed_all().into_vec();
+        if server.exposed != upto {
+            server.exposed = upto.clone();
+            self.history.push(self.now, Happened::Exposed { host, upto });
+        }
+    }
+}
+
+impl Trusted {
+    /// What the history says of a record: the same thing for the same bytes.
+    fn note(&mut self, writer: ServerId, seq: Seq, bytes: &[u8]) -> Arc<RecordSeen> {
+        let digest = Digest::of(&[bytes]);
+        let stream = &mut self.records[writer.index()];
+        let index = (seq.0 - 1) as usize;
+        if let Some(known) = stream.get(index).filter(|known| known.digest == digest) {
+            return known.clone();
+        }
+        let record = Arc::new(describe(writer, seq, bytes, digest, self.n));
+        if index == stream.len() {
+            stream.push(record.clone());
+        }
+        record
+    }
+}
+
+fn describe(writer: ServerId, seq: Seq, bytes: &[u8], digest: Digest, n: usize) -> RecordSeen {
+    let record = Record::decode(bytes, n).expect("hosts keep records only");
+    let said = match Body::decode(record.body, n) {
+        Ok(Body::Propose(propose)) => {
+            let orders = propose.orders.iter();
+            let named = orders.map(|o| (o.id, order::digest(&CLUSTER, o.id, o.payload)));
+            Said::Propose(named.collect())
+        }
+        Ok(Body::Accept(_)) => Said::Accept,
+        Ok(Body::Change(change)) => Said::Change(change.term),
+        Err(_) => Said::Malformed,
+    };
+    let (stamped, seen) = (record.stamp.writer, record.stamp.seen.into_vec());
+    let seq = if record.stamp.seq == seq { seq } else { Seq(0) };
+    RecordSeen { writer, seq, stamped, seen, digest, said }
+}
+
+/// For [`Canary::R3Twin`] alone: what half of the hosts get instead of a frame, as if the first
+/// server had two hosts that go by one name and admit different records.
+fn twins(frame: Vec<u8>, n: usize) -> Vec<u8> {
+    let Ok(mut record) = Record::decode(&frame[1..], n) else { return frame };
+    if record.stamp.writer != ServerId(0) {
+        return frame;
+    }
+    record.stamp.time = record.stamp.time.plus(Micros(1));
+    let mut other = vec![frame[0]];
+    Record::encode(&record.stamp, record.body, &mut other);
+    other
+}
+
+/// What a record says to those who read it.
+fn says(bytes: &[u8], n: usize) -> Says {
+    let record = Record::decode(bytes, n).expect("hosts keep records only");
+    match Body::decode(record.body, n) {
+        Ok(Body::Propose(propose)) => {
+            let digests = propose.orders.iter();
+            let digests = digests.flat_map(|o| order::digest(&CLUSTER, o.id, o.payload).0);
+            let (term, batch, opens) = (propose.term, propose.batch, !propose.evidence.is_empty());
+            let content = Digest::of(&[&digests.collect::<Vec<u8>>()]);
+            Says::Propose { term, batch, opens, content }
+        }
+        Ok(Body::Accept(accept)) => match accept.vote {
+            Some(vote) => Says::Vote { term: accept.term, upto: vote.upto, chain: vote.chain },
+            None => Says::Nothing,
+        },
+        Ok(Body::Change(change)) => Says::Change(change.term),
+        Err(_) => Says::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+    use shared_registers::layout::{LinkState, hint_word};
+    use shared_registers::words::Words;
+
+    use super::*;
+    use crate::history::History;
+    use crate::plan::{Plan, Wishes};
+
+    /// Whether every host says that its link to every other is up (R8).
+    fn all_linked(sim: &Sim) -> bool {
+        let up = |host: ServerId, peer: ServerId| {
+            let word = hint_word(peer, 0);
+            let state = sim.servers[host.index()].read.load(word, Ordering::Relaxed);
+            host == peer || state == LinkState::Up as u64
+        };
+        let all = ServerId::all(sim.plan.n);
+        all.clone().all(|host| all.clone().all(|peer| up(host, peer)))
+    }
+
+    fn pass(sim: &mut Sim, time: Micros) {
+        let end = sim.now.plus(time);
+        while sim.now < end {
+            sim.step();
+        }
+    }
+
+    /// The news of the old links' end may come later than that of the new links: it left two hosts
+    /// apart for ever when it was taken for news of those.
+    #[test]
+    fn a_host_that_comes_back_at_once_is_linked_again() {
+        for seed in 0..50 {
+            let wishes = Wishes { calm: true, f: Some(1) };
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let plan = Plan::draw(&mut rng, &wishes);
+            let mut sim = Sim::new(plan, rng, History::new(false));
+            pass(&mut sim, Micros(300_000));
+            assert!(all_linked(&sim), "seed {seed}");
+            sim.crash_host(ServerId(0));
+            sim.start_host(ServerId(0), true);
+            pass(&mut sim, Micros(300_000));
+            assert!(all_linked(&sim), "seed {seed}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Whole clusters of the production cores in one thread: `f` of 1, 2 or 3, virtual time, one seeded
+//! generator, every fault.
+//!
+//! A seed draws a [`plan`]: how large the cluster is, which guests were broken into and what they
+//! do, which clients lie, and which faults come how often. The [`engine`] then runs the production
+//! hosts, registers, replicas and client sessions through it, event by event. When the faults are
+//! over, everything that was asked of the cluster must be done within a bounded time. What happened
+//! is a [`history`], and [`checkers`] say whether it may. The same seed is the same run, bit for bit.
+//!
+//! | module | one job |
+//! |---|---|
+//! | [`plan`] | what a seed draws before its run |
+//! | [`engine`] | the heap of events, and virtual time |
+//! | `hosts`, `servers`, `network`, `crowd` | hosts and links, guests, payload network, clients |
+//! | `faults`, [`phases`] | what goes wrong, and until when |
+//! | [`guest`] | guests: correct ones, and those that were broken into |
+//! | [`history`], [`checkers`] | what happened, and whether it may |
+//! | [`memory`], [`clock`], [`cluster`], [`application`], `client` | the parts of all that |
+
+#![forbid(unsafe_code)]
+
+pub mod application;
+pub mod checkers;
+mod client;
+pub mod clock;
+pub mod cluster;
+mod crowd;
+pub mod engine;
+mod faults;
+pub mod guest;
+pub mod history;
+mod hosts;
+pub mod memory;
+mod network;
+pub mod phases;
+pub mod plan;
+mod servers;
+
+pub use shared_registers::canary;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use shared_registers::ids::Micros;
+
+use checkers::Facts;
+use engine::{FaultCounts, Sim};
+use history::{Event, History, Said};
+use plan::{Plan, Wishes};
+
+/// What is asked of a run besides its seed.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What is not to be drawn.
+    pub wishes: Wishes,
+    /// The faults last for at most so many events.
+    pub steps: u64,
+    /// Print every event.
+    pub verbose: bool,
+}
+
+/// Events that the faults last for at most, unless something else is asked for.
+pub const DEFAULT_STEPS: u64 = 30_000;
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { wishes: Wishes::default(), steps: DEFAULT_STEPS, verbose: false }
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Which.
+    pub seed: u64,
+    /// The trace: two runs of one seed have the same.
+    pub hash: u64,
+    /// What a checker objects to, or how the run panicked.
+    pub failures: Vec<String>,
+    /// Virtual time.
+    pub time: Micros,
+    /// Events.
+    pub steps: u64,
+    /// How often each kind of fault was injected.
+    pub faults: FaultCounts,
+    /// How long after the faults everything was done.
+    pub recovered: Option<Micros>,
+    /// Messages that were delivered.
+    pub delivered: u64,
+    /// How many terms somebody left.
+    pub sequencer_changes: u64,
+}
+
+/// Runs one seed, and lets every checker look at what happened.
+pub fn run(seed: u64, options: &Options) -> Report {
+    // A panic of the code under test is a failure of this seed, and not the end of all others.
+    let run = AssertUnwindSafe(|| run_unguarded(seed, options));
+    catch_unwind(run).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
+        let why = format!("panicked: {}", text.unwrap_or_default());
+        Report { seed, failures: vec![why], ..Report::default() }
+    })
+}
+
+fn run_unguarded(seed: u64, options: &Options) -> Report {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let plan = Plan::draw(&mut rng, &options.wishes);
+    if options.verbose {
+        println!("{plan:#?}");
+    }
+    let mut sim = Sim::new(plan.clone(), rng, History::new(options.verbose));
+    let course = sim.run(options.steps);
+    let facts = Facts::new(&plan, course.complaint);
+    let failures = checkers::check(sim.history().events(), &facts);
+    Report {
+        seed,
+        hash: sim.history().hash(),
+        failures,
+        time: sim.now(),
+        steps: sim.steps(),
+        faults: sim.fault_counts().clone(),
+        recovered: course.recovered,
+        sequencer_changes: sequencer_changes(sim.history()),
+        delivered: sim.servers.iter().map(|server| server.delivered.0).max().unwrap_or(0),
+    }
+}
+
+fn sequencer_changes(history: &History) -> u64 {
+    let change = |(_, event): &(Micros, Event)| match event {
+        Event::Copied { record, .. } => match record.said {
+            Said::Change(term) => Some(term.0 + 1),
+            _ => None,
+        },
+        _ => None,
+    };
+    history.events().iter().filter_map(change).max().unwrap_or(0)
+}

@@ -1,0 +1,321 @@
+//! The payload network: between clients and guests, and between guests.
+//!
+//! A client has one connection to each guest. What passes on it is authenticated, so the network
+//! can do no more than lose, delay, repeat and reorder, or break the connection. Orders, replies and
+//! forwarded orders may suffer all of that: the protocol claims to survive it. A subscription is
+//! spared what a stream of bytes rules out: losing a part of it breaks the connection, and a new one
+//! starts afresh. To attack the decoders too, some messages' bytes are altered and decoded.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use protocol::messages::{self, Forward, OrderMessage, ToClient, ToServer};
+use rand::RngExt;
+use shared_registers::ids::{ClientId, Micros, ServerId};
+
+use crate::engine::{Event, Sim};
+use crate::guest::GuestInput;
+
+/// Who is on the payload network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Node {
+    Client(ClientId),
+    Guest(ServerId),
+}
+
+/// A client's connection to a guest.
+#[derive(Clone, Default)]
+struct Connection {
+    up: bool,
+    /// What belongs to an earlier one is lost.
+    generation: u64,
+    /// The next part of a stream comes after this, to the guest and to the client.
+    floors: [Micros; 2],
+    dialing: bool,
+}
+
+/// The payload network.
+pub(crate) struct Payload {
+    n: usize,
+    connections: Vec<Connection>,
+    /// From whom nothing gets to whom, by partition.
+    partitions: BTreeMap<u64, BTreeSet<(Node, Node)>>,
+    next_partition: u64,
+}
+
+impl Payload {
+    pub(crate) fn new(clients: usize, n: usize) -> Payload {
+        Payload {
+            n,
+            connections: vec![Connection::default(); clients * n],
+            partitions: BTreeMap::new(),
+            next_partition: 0,
+        }
+    }
+
+    fn connection(&mut self, client: ClientId, server: ServerId) -> &mut Connection {
+        &mut self.connections[client.index() * self.n + server.index()]
+    }
+
+    fn blocked(&self, from: Node, to: Node) -> bool {
+        self.partitions.values().any(|pairs| pairs.contains(&(from, to)))
+    }
+}
+
+/// What became of a message.
+enum Fate {
+    /// It comes after so long, and perhaps once more.
+    Comes(Micros, Option<Micros>),
+    /// It is lost.
+    Lost,
+    /// The connection that it was on is closed.
+    Closed,
+}
+
+/// Whether a message is a part of a subscription's stream.
+fn streams_up(message: &ToServer) -> bool {
+    !matches!(message, ToServer::Order(_) | ToServer::FetchReply { .. })
+}
+
+fn streams_down(message: &ToClient) -> bool {
+    matches!(message, ToClient::Delivery(_) | ToClient::TooOld { .. })
+}
+
+impl Sim {
+    fn fate(&mut self, from: Node, to: Node, stream: bool) -> Fate {
+        if self.payload.blocked(from, to) {
+            return if stream { Fate::Closed } else { Fate::Lost };
+        }
+        let plan = self.plan.payload.clone();
+        if self.happens(plan.flip) {
+            self.count("payload: flipped bit");
+            return Fate::Closed;
+        }
+        if self.happens(plan.loss) {
+            self.count("payload: lost message");
+            return if stream { Fate::Closed } else { Fate::Lost };
+        }
+        let mut delay = self.between(plan.delay);
+        if self.happens(plan.reorder) {
+            self.count("payload: held up message");
+            delay = delay.plus(self.between((Micros(0), plan.held_up)));
+        }
+        let again = (!stream && self.happens(plan.duplicate)).then(|| {
+            self.count("payload: repeated message");
+            self.between((plan.delay.0, plan.delay.1.plus(plan.held_up)))
+        });
+        Fate::Comes(delay, again)
+    }
+
+    /// Altered bytes for a decoder, which must survive them.
+    fn alter(&mut self, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+        if !self.happens(self.plan.payload.hostile) {
+            return None;
+        }
+        self.count("payload: hostile bytes");
+        for _ in 0..self.rng.random_range(1..4) {
+            let at = self.rng.random_range(0..bytes.len());
+            bytes[at] ^= 1 << self.rng.random_range(0..8);
+        }
+        if self.rng.random_bool(0.3) {
+            bytes.truncate(self.rng.random_range(0..bytes.len()));
+        }
+        Some(bytes)
+    }
+
+    pub(crate) fn send_to_server(&mut self, client: ClientId, server: ServerId, message: ToServer) {
+        let bytes = messages::encode(&message);
+        if let Some(bytes) = self.alter(bytes.clone()) {
+            let _ = messages::decode_to_server(&bytes, client, self.plan.n);
+        }
+        // What is no message of this client's ends at the guest's decoder.
+        let Ok(message) = messages::decode_to_server(&bytes, client, self.plan.n) else {
+            return self.break_connection(client, server);
+        };
+        let stream = streams_up(&message);
+        let fate = self.fate(Node::Client(client), Node::Guest(server), stream);
+        let connection = self.payload.connection(client, server);
+        if !connection.up {
+            return;
+        }
+        let generation = connection.generation;
+        let (first, second) = match fate {
+            Fate::Lost => return,
+            Fate::Closed => return self.break_connection(client, server),
+            Fate::Comes(first, second) => (first, second),
+        };
+        let mut at = self.now.plus(first);
+        if stream {
+            let floor = &mut self.payload.connection(client, server).floors[0];
+            *floor = at.max(floor.plus(Micros(1)));
+            at = *floor;
+        }
+        if let Some(again) = second {
+            let message = message.clone();
+            self.after(again, Event::ToServer { client, server, generation, message });
+        }
+        self.at(at, Event::ToServer { client, server, generation, message });
+    }
+
+    pub(crate) fn send_to_client(&mut self, server: ServerId, client: ClientId, message: ToClient) {
+        if client.index() >= self.plan.clients.len() {
+            return; // A liar of a guest made it up.
+        }
+        if let Some(bytes) = self.alter(messages::encode(&message)) {
+            let _ = messages::decode::<ToClient>(&bytes);
+        }
+        let stream = streams_down(&message);
+        let fate = self.fate(Node::Guest(server), Node::Client(client), stream);
+        let connection = self.payload.connection(client, server);
+        if !connection.up {
+            return;
+        }
+        let generation = connection.generation;
+        let (first, second) = match fate {
+            Fate::Lost => return,
+            Fate::Closed => return self.break_connection(client, server),
+            Fate::Comes(first, second) => (first, second),
+        };
+        let mut at = self.now.plus(first);
+        if stream {
+            let floor = &mut self.payload.connection(client, server).floors[1];
+            *floor = at.max(floor.plus(Micros(1)));
+            at = *floor;
+        }
+        if let Some(again) = second {
+            let message = message.clone();
+            self.after(again, Event::ToClient { server, client, generation, message });
+        }
+        self.at(at, Event::ToClient { server, client, generation, message });
+    }
+
+    pub(crate) fn send_forward(&mut self, from: ServerId, to: ServerId, order: OrderMessage) {
+        if from == to || to.index() >= self.plan.n {
+            return;
+        }
+        let bytes = messages::encode(&Forward(order));
+        if let Some(bytes) = self.alter(bytes.clone()) {
+            let _ = messages::decode_forward(&bytes, self.plan.n);
+        }
+        let Ok(order) = messages::decode_forward(&bytes, self.plan.n) else { return };
+        let epoch = self.servers[to.index()].guest_epoch;
+        let Fate::Comes(first, second) = self.fate(Node::Guest(from), Node::Guest(to), false)
+        else {
+            return;
+        };
+        if let Some(again) = second {
+            let order = order.clone();
+            self.after(again, Event::Forward { from, to, epoch, order });
+        }
+        self.after(first, Event::Forward { from, to, epoch, order });
+    }
+
+    pub(crate) fn reach_server(
+        &mut self,
+        client: ClientId,
+        server: ServerId,
+        generation: u64,
+        message: ToServer,
+    ) {
+        if self.payload.connection(client, server).generation == generation {
+            self.history.trace((client, server, messages::encode(&message)));
+            self.step_guest(server, GuestInput::FromClient(client, message));
+        }
+    }
+
+    pub(crate) fn forwarded(
+        &mut self,
+        from: ServerId,
+        to: ServerId,
+        epoch: u64,
+        order: OrderMessage,
+    ) {
+        if self.servers[to.index()].guest_epoch == epoch {
+            self.history.trace((from, to, order.id));
+            self.step_guest(to, GuestInput::FromGuest(from, order));
+        }
+    }
+
+    /// Whether a message of a guest may still come to a client.
+    pub(crate) fn is_open(&mut self, client: ClientId, server: ServerId, generation: u64) -> bool {
+        self.payload.connection(client, server).generation == generation
+    }
+
+    /// A client connects to a guest, if it can; else it tries again later.
+    pub(crate) fn dial(&mut self, client: ClientId, server: ServerId) {
+        let (here, there) = (Node::Client(client), Node::Guest(server));
+        let blocked = self.payload.blocked(here, there) || self.payload.blocked(there, here);
+        let guest = self.servers[server.index()].guest.as_ref();
+        let serves = guest.is_some_and(|guest| guest.serves());
+        self.payload.connection(client, server).dialing = false;
+        if self.payload.connection(client, server).up || !self.crowd.runs(client) {
+            return;
+        }
+        if blocked || !serves {
+            return self.dial_later(client, server);
+        }
+        let connection = self.payload.connection(client, server);
+        connection.up = true;
+        connection.generation += 1;
+        connection.floors = [self.now; 2];
+        let epoch = self.crowd.epoch(client);
+        self.client_link(client, server, epoch, true);
+    }
+
+    pub(crate) fn dial_later(&mut self, client: ClientId, server: ServerId) {
+        let delay = self.between((Micros(30_000), Micros(150_000)));
+        let connection = self.payload.connection(client, server);
+        if !std::mem::replace(&mut connection.dialing, true) {
+            self.after(delay, Event::Dial { client, server });
+        }
+    }
+
+    /// A connection breaks: what is on its way is lost, and both ends learn so.
+    pub(crate) fn break_connection(&mut self, client: ClientId, server: ServerId) {
+        let connection = self.payload.connection(client, server);
+        if !std::mem::take(&mut connection.up) {
+            return;
+        }
+        connection.generation += 1;
+        let epoch = self.servers[server.index()].guest_epoch;
+        self.after(Micros(1), Event::GuestLost { server, client, epoch });
+        let epoch = self.crowd.epoch(client);
+        let delay = self.between((Micros(1), Micros(20_000)));
+        self.after(delay, Event::ClientLink { client, server, epoch, up: false });
+        self.dial_later(client, server);
+    }
+
+    /// Parts the network in two, in one direction or both, for so long.
+    pub(crate) fn part(&mut self, time: Micros) {
+        let clients = self.crowd.ids().map(Node::Client);
+        let nodes: Vec<_> = clients.chain(ServerId::all(self.plan.n).map(Node::Guest)).collect();
+        let (mut here, mut there) = (Vec::new(), Vec::new());
+        for node in nodes {
+            if self.rng.random_bool(0.5) { &mut here } else { &mut there }.push(node);
+        }
+        let both = self.rng.random_bool(0.5);
+        self.count(if both { "payload: partition" } else { "payload: one-way partition" });
+        let mut pairs = BTreeSet::new();
+        for a in &here {
+            for b in &there {
+                pairs.insert((*a, *b));
+                if both {
+                    pairs.insert((*b, *a));
+                }
+            }
+        }
+        let name = self.payload.next_partition;
+        self.payload.next_partition += 1;
+        self.payload.partitions.insert(name, pairs);
+        self.after(time, Event::Rejoin(name));
+    }
+
+    pub(crate) fn rejoin(&mut self, partition: u64) {
+        self.payload.partitions.remove(&partition);
+    }
+
+    /// No partition is left.
+    pub(crate) fn rejoin_all(&mut self) {
+        self.payload.partitions.clear();
+    }
+}

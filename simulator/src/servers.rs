@@ -1,0 +1,203 @@
+//! The servers of a simulation: their files and clocks, and their guests.
+
+use host_agent::Host;
+use protocol::replica;
+use rand::{Rng, RngExt};
+use rand_chacha::ChaCha8Rng;
+use shared_registers::ids::{ClientId, Micros, OrderNumber, ServerId};
+
+use crate::clock::Clock;
+use crate::cluster::{self, CLUSTER, MAX_PAYLOAD_BYTES};
+use crate::engine::{Event, Sim};
+use crate::guest::{Guest, GuestConfig, GuestInput, GuestOutput};
+use crate::history::Event as Happened;
+use crate::memory::{Memory, SimWords};
+use crate::plan::Plan;
+
+/// Where virtual time begins for wall clocks: some day of 2023.
+pub(crate) const EPOCH: Micros = Micros(1_700_000_000_000_000);
+
+/// A server: a host and a guest, and what they share.
+pub(crate) struct Server {
+    pub(crate) read: Memory,
+    pub(crate) write: Memory,
+    pub(crate) host: Option<Host<Memory, Memory>>,
+    /// Which incarnation of the host agent this is.
+    pub(crate) host_epoch: u64,
+    pub(crate) host_clock: Clock,
+    /// What the host's wall clock shows more than its other one.
+    pub(crate) wall: Micros,
+    /// The host's next step is its last: only so many of its stores take effect.
+    pub(crate) dies_after: Option<u64>,
+    /// What the history knows of its registers: records copied and exposed, per stream.
+    pub(crate) copied: Vec<u64>,
+    pub(crate) exposed: Vec<u64>,
+    pub(crate) guest: Option<Guest>,
+    pub(crate) guest_epoch: u64,
+    pub(crate) config: GuestConfig,
+    /// The last delivery of a correct guest.
+    pub(crate) delivered: OrderNumber,
+    guest_clock: Clock,
+    timer_at: Option<Micros>,
+}
+
+impl Server {
+    pub(crate) fn new(me: ServerId, plan: &Plan, rng: &mut ChaCha8Rng) -> Server {
+        let geometry = cluster::geometry(me, plan.n);
+        let memory = |bytes| Memory::new(SimWords::new(bytes));
+        let mut clock = |offset: u64| Clock {
+            offset: Micros(rng.random_range(0..offset)),
+            drift_ppm: rng.random_range(-plan.processes.drift_ppm..=plan.processes.drift_ppm),
+        };
+        let (host_clock, guest_clock) = (clock(10_000_000), clock(10_000_000));
+        let lying = plan.clients.iter().zip(0..).filter(|(client, _)| client.lying);
+        let lying = lying.map(|(_, id)| (ClientId(id), cluster::order_keys(ClientId(id), plan.n)));
+        let config = GuestConfig {
+            me,
+            n: plan.n,
+            cluster: CLUSTER,
+            geometry,
+            replica: replica_config(me, plan),
+            strategies: plan.guests[me.index()].clone().unwrap_or_default(),
+            seed: rng.next_u64(),
+            lying: lying.collect(),
+            script: plan.script.clone(),
+        };
+        Server {
+            read: memory(geometry.read_file_bytes()),
+            write: memory(geometry.write_file_bytes()),
+            host: None,
+            host_epoch: 0,
+            host_clock,
+            wall: EPOCH.plus(Micros(rng.random_range(0..5_000_000))),
+            dies_after: None,
+            copied: vec![0; plan.n],
+            exposed: vec![0; plan.n],
+            guest: None,
+            guest_epoch: 0,
+            config,
+            delivered: OrderNumber(0),
+            guest_clock,
+            timer_at: None,
+        }
+    }
+}
+
+fn replica_config(me: ServerId, plan: &Plan) -> replica::Config {
+    replica::Config {
+        me,
+        n: plan.n,
+        clients: plan.clients.len() as u32,
+        cluster: CLUSTER,
+        max_payload_bytes: MAX_PAYLOAD_BYTES,
+        window: plan.timing.window,
+        change: plan.timing.change,
+        change_cap: plan.timing.change_cap,
+        host_down: plan.timing.host_down,
+        retain_messages: 1 << 16,
+        retain_bytes: 1 << 26,
+    }
+}
+
+impl Sim {
+    pub(crate) fn is_byzantine(&self, server: ServerId) -> bool {
+        self.plan.guests[server.index()].is_some()
+    }
+
+    /// A guest starts on whatever the files hold.
+    pub(crate) fn start_guest(&mut self, server: ServerId) {
+        let correct = !self.is_byzantine(server);
+        let entry = &mut self.servers[server.index()];
+        if entry.guest.is_some() {
+            return;
+        }
+        entry.guest_epoch += 1;
+        entry.timer_at = None;
+        entry.delivered = OrderNumber(0);
+        let now = entry.guest_clock.show(self.now);
+        let (read, write) = (entry.read.clone(), entry.write.clone());
+        entry.guest = Some(Guest::start(now, &entry.config, read, write));
+        self.history.push(self.now, Happened::GuestStarted { server, correct });
+        self.step_guest(server, GuestInput::Registers);
+    }
+
+    /// A guest's process, or its whole machine, is gone.
+    pub(crate) fn stop_guest(&mut self, server: ServerId) {
+        let entry = &mut self.servers[server.index()];
+        if entry.guest.take().is_some() {
+            entry.guest_epoch += 1;
+            self.history.push(self.now, Happened::GuestStopped { server });
+            for client in self.crowd.ids() {
+                self.break_connection(client, server);
+            }
+        }
+    }
+
+    pub(crate) fn guest_bell(&mut self, server: ServerId) {
+        self.step_guest(server, GuestInput::Registers);
+    }
+
+    pub(crate) fn guest_timer(&mut self, server: ServerId, epoch: u64) {
+        let entry = &mut self.servers[server.index()];
+        // It may be late: its process was paused.
+        if entry.guest_epoch == epoch && entry.timer_at.is_some_and(|at| at <= self.now) {
+            entry.timer_at = None;
+            self.step_guest(server, GuestInput::Timer);
+        }
+    }
+
+    pub(crate) fn guest_lost(&mut self, server: ServerId, client: ClientId, epoch: u64) {
+        if self.servers[server.index()].guest_epoch == epoch {
+            self.step_guest(server, GuestInput::ClientLost(client));
+        }
+    }
+
+    pub(crate) fn step_guest(&mut self, server: ServerId, input: GuestInput) {
+        let entry = &mut self.servers[server.index()];
+        let Some(guest) = &mut entry.guest else { return };
+        let mut out = Vec::new();
+        guest.step(entry.guest_clock.show(self.now), input, &mut out);
+        let mut rings = false;
+        for output in out {
+            match output {
+                GuestOutput::ToClient(client, message) => {
+                    self.send_to_client(server, client, message);
+                }
+                GuestOutput::ToGuest(to, order) => self.send_forward(server, to, order),
+                GuestOutput::RingHost => rings = true,
+                GuestOutput::Note(event) => {
+                    // What one that was broken into says of itself means nothing.
+                    if !self.is_byzantine(server) {
+                        if let Happened::Delivered { order, .. } = &event {
+                            self.servers[server.index()].delivered = *order;
+                        }
+                        self.history.push(self.now, event);
+                    }
+                }
+            }
+        }
+        if rings {
+            let delay = self.between((Micros(5), Micros(100)));
+            self.after(delay, Event::HostLooks(server));
+        }
+        self.arm_guest(server);
+    }
+
+    /// Sets the guest's timer, early or late if that is among the faults.
+    fn arm_guest(&mut self, server: ServerId) {
+        let entry = &self.servers[server.index()];
+        let Some(deadline) = entry.guest.as_ref().and_then(Guest::next_deadline) else { return };
+        let (at, epoch) = (entry.guest_clock.when(deadline), entry.guest_epoch);
+        if entry.timer_at.is_some_and(|set| set <= at) {
+            return;
+        }
+        // A timer that is due already goes off a moment later, not in the same one for ever.
+        let at = self.skewed(at).max(self.now.plus(Micros(10)));
+        let entry = &mut self.servers[server.index()];
+        if entry.timer_at.is_some_and(|set| set <= at) {
+            return;
+        }
+        entry.timer_at = Some(at);
+        self.at(at, Event::GuestTimer(server, epoch));
+    }
+}
