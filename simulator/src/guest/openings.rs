@@ -42,9 +42,15 @@ impl Byzantine {
                 Some(vec![one; needed])
             }
             Citing::Unseen => {
+                // Whoever is left behind by f + 1 others writes nothing before its own CHANGE: so
+                // the place of that can be told.
+                let left = self.view.changes_of(before);
+                if left.len() < needed {
+                    return None;
+                }
+                let stays = |server: &ServerId| left.iter().all(|p| p.writer != *server);
+                let candidates: Vec<_> = self.others().filter(stays).collect();
                 let mut evidence = self.view.lowest_evidence(before, needed - 1)?;
-                let cited = |server: &ServerId| evidence.iter().all(|p| p.writer != *server);
-                let candidates: Vec<_> = self.others().filter(cited).collect();
                 let unseen = candidates.get(self.rng.random_range(0..candidates.len().max(1)))?;
                 evidence.push(self.view.next_of(*unseen));
                 Some(evidence)
