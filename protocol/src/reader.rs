@@ -181,7 +181,7 @@ impl Reader {
             return Said::Nothing;
         }
         // A live PROPOSE is its writer's vote (V3).
-        if !broken(if opened { Canary::V3Propose } else { Canary::V3Opening }) {
+        if !(broken(Canary::V3Propose) || !opened && broken(Canary::V3Opening)) {
             let last = self.terms[&term].last();
             self.count_vote(stamp, term, last);
         }

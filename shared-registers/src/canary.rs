@@ -71,7 +71,7 @@ canaries! {
     V3Chain,
     /// V3: a later vote may take an earlier one back.
     V3Falling,
-    /// V3: a PROPOSE after the opening is not its writer's vote.
+    /// V3: a PROPOSE is not its writer's vote.
     V3Propose,
     /// V3: an opening is not its writer's vote.
     V3Opening,

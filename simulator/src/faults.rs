@@ -29,6 +29,8 @@ pub(crate) enum Fault {
 
 /// A host dies within so many stores of a step, at most.
 const STORES_BEFORE_DEATH: u64 = 120;
+/// About as many stores as it takes to admit a small frame.
+const STORES_OF_ADMISSION: u64 = 40;
 
 impl Sim {
     /// How often a fault comes, and how long one lasts at most.
@@ -130,8 +132,13 @@ impl Sim {
         }
         self.count("host crash");
         if self.happens(self.plan.processes.mid_step) {
-            let stores = self.rng.random_range(0..STORES_BEFORE_DEATH);
-            self.servers[server.index()].dies_after = Some(stores);
+            // Peers' frames come most often; what is between admitting a frame and consuming it
+            // (R3) is seen only by who dies of its guest's.
+            let admitting = self.rng.random_bool(0.5);
+            let most = if admitting { STORES_OF_ADMISSION } else { STORES_BEFORE_DEATH };
+            let stores = self.rng.random_range(0..most);
+            let entry = &mut self.servers[server.index()];
+            (entry.dies_after, entry.dies_admitting) = (Some(stores), admitting);
         } else {
             self.crash_host(server);
             self.after(time, Event::HostStart(server));

@@ -113,6 +113,14 @@ pub enum Event {
         /// The message.
         payload: Vec<u8>,
     },
+    /// A correct replica that is not the sequencer holds an order that its client sent, and has not
+    /// forwarded it.
+    KeptBack {
+        /// Who.
+        server: ServerId,
+        /// Whose, and which of theirs.
+        id: OrderId,
+    },
     /// A host agent starts.
     HostStarted {
         /// Which.

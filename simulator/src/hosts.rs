@@ -242,7 +242,8 @@ impl Sim {
         };
         let dies = match &input {
             // It dies where there is something to be torn.
-            Input::Guest | Input::PeerFrame(..) => server.dies_after.take(),
+            Input::Guest if process.has_frames() => server.dies_after.take(),
+            Input::PeerFrame(..) if !server.dies_admitting => server.dies_after.take(),
             _ => None,
         };
         if let Some(stores) = dies {

@@ -29,6 +29,8 @@ pub(crate) struct Server {
     pub(crate) wall: Micros,
     /// The host's next step is its last: only so many of its stores take effect.
     pub(crate) dies_after: Option<u64>,
+    /// That step is one in which it takes a frame of its guest's.
+    pub(crate) dies_admitting: bool,
     /// What the history knows of its registers: records copied and exposed, per stream.
     pub(crate) copied: Vec<u64>,
     pub(crate) exposed: Vec<u64>,
@@ -71,6 +73,7 @@ impl Server {
             host_clock,
             wall: EPOCH.plus(Micros(rng.random_range(0..5_000_000))),
             dies_after: None,
+            dies_admitting: false,
             copied: vec![0; plan.n],
             exposed: vec![0; plan.n],
             guest: None,

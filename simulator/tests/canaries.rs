@@ -18,7 +18,7 @@ use simulator::canary::{self, Canary};
 use simulator::{Options, run};
 
 /// Seeds that a canary may survive.
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 1000;
 /// Seeds that must stay green with every rule kept.
 const GREEN: u64 = 100;
 

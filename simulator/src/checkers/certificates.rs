@@ -35,6 +35,9 @@ struct Seen {
     proposals: BTreeMap<(Term, Batch), Seq>,
     /// By term and writer: the histories that it has named.
     named: BTreeMap<Term, BTreeMap<ServerId, Named>>,
+    /// Hosts that are down. One that died while it admitted a record may have shown it to its guest,
+    /// and is heard of it only when it starts again.
+    down: BTreeSet<ServerId>,
     /// What each replica holds for committed.
     committed: BTreeMap<ServerId, (Batch, Digest)>,
 }
@@ -104,6 +107,9 @@ impl Seen {
     fn commit(&mut self, server: ServerId, end: (Batch, Digest), f: usize) -> Result<(), String> {
         let before = self.committed.insert(server, end).unwrap_or_else(Seen::start);
         let (batch, chain) = end;
+        if self.down.contains(&server) {
+            return Ok(());
+        }
         if !self.continues(end, before) {
             return Err(format!(
                 "server {server} holds {chain} for committed up to batch {batch}, which does not \
@@ -141,6 +147,12 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
     let mut seen = Seen::new();
     for (_, event) in events {
         match event {
+            Event::HostCrashed { host } => {
+                seen.down.insert(*host);
+            }
+            Event::HostStarted { host, .. } => {
+                seen.down.remove(host);
+            }
             Event::GuestStarted { server, .. } => {
                 seen.committed.remove(server);
             }

@@ -1,6 +1,6 @@
 //! What a guest that was never broken into may write: proposals in its own terms, one batch after
 //! the other (V2); votes that rise, in the term that it is in (V3, P4); nothing in a term that it
-//! has left. A host that admitted one of its frames twice, or out of its place, shows here (R1, R3).
+//! has left. It forwards what clients send it to the sequencer (P3). A host that admitted one of its frames twice, or out of its place, shows here (R1, R3).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,6 +63,9 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
         .collect();
     let mut writers: BTreeMap<ServerId, Writer> = BTreeMap::new();
     for (_, event) in events {
+        if let Event::KeptBack { server, id } = event {
+            return Err(format!("server {server} did not forward the order of {id} (P3)"));
+        }
         if let Event::Admitted { host, seq, says, .. } = event
             && !broken_in.contains(host)
         {
@@ -106,6 +109,8 @@ mod tests {
         rejected(check, &wrote(1, &[propose(0, 1, false)]), "PROPOSE in term 0");
         rejected(check, &wrote(1, &[vote(0, 1), vote(0, 1)]), "vote for 1");
         rejected(check, &wrote(1, &[Says::Change(Term(0)), vote(0, 1)]), "vote in term 0");
+        let id = crate::checkers::made_up::id(0, 1);
+        rejected(check, &[Event::KeptBack { server: ServerId(1), id }], "did not forward");
         // One that was broken into may write anything.
         let mut broken = wrote(1, &[vote(0, 1), vote(0, 1)]);
         let started = Event::GuestStarted { server: ServerId(1), correct: false };

@@ -114,9 +114,31 @@ impl Correct {
         message: ToServer,
         out: &mut Vec<GuestOutput>,
     ) {
-        if let Some(message) = self.subscribers.take(&self.replica, client, message, out) {
-            self.replica.step(now, Input::Client(client, message), &mut self.out);
+        let Some(message) = self.subscribers.take(&self.replica, client, message, out) else {
+            return;
+        };
+        let order = match &message {
+            ToServer::Order(order) => Some(order.id),
+            _ => None,
+        };
+        let before = self.orders_taken_and_forwarded();
+        self.replica.step(now, Input::Client(client, message), &mut self.out);
+        let after = self.orders_taken_and_forwarded();
+        let sequencer = self.replica.status().term.sequencer(self.n);
+        // P3: what its client sent goes on to the sequencer at once.
+        if let Some(id) = order
+            && after.0 > before.0
+            && after.1 == before.1
+            && sequencer != self.me
+        {
+            out.push(GuestOutput::Note(Event::KeptBack { server: self.me, id }));
         }
+    }
+
+    fn orders_taken_and_forwarded(&self) -> (u64, u64) {
+        let counters = self.replica.status().counters;
+        let of = |name| counters.iter().find(|(n, _)| n == name).map_or(0, |(_, value)| *value);
+        (of("orders_taken"), of("orders_forwarded"))
     }
 
     /// One turn. Returns whether there is more to do at once.

@@ -300,10 +300,12 @@ fn ghost(rng: &mut ChaCha8Rng) -> Vec<Strategy> {
 /// Draws what a broken-in guest of a cluster of `n` does on its own.
 pub fn draw(rng: &mut ChaCha8Rng, _n: usize) -> Vec<Strategy> {
     match rng.random_range(0..12) {
-        0..=3 => mixture(rng),
-        4..=6 => traitor(rng),
-        7..=8 => sequencer(rng),
-        9..=10 => ghost(rng),
+        0..=1 => mixture(rng),
+        2..=3 => always([pick(rng, &all())]),
+        4..=5 => traitor(rng),
+        6..=8 => sequencer(rng),
+        9 => ghost(rng),
+        10 => always([Deed::Turncoat, Deed::Cite(pick(rng, &CITINGS))]),
         _ => always([pick(rng, &[Deed::Silent, Deed::Slow, Deed::Twin])]),
     }
 }
@@ -340,12 +342,14 @@ pub fn break_in(rng: &mut ChaCha8Rng, f: usize) -> Vec<Option<Vec<Strategy>>> {
     let n = 2 * f + 1;
     let mut guests = vec![None; n];
     let count = rng.random_range(0..=f);
-    // Terms pass from one server to the next: neighbours have most to say to each other.
-    let first = rng.random_range(0..n);
+    // Terms pass from one server to the next: neighbours have most to say to each other, and who
+    // comes early has his turn in every run.
+    let first = if rng.random_bool(0.5) { rng.random_range(0..2) } else { rng.random_range(0..n) };
     let neighbours = rng.random_bool(0.5);
     let mut members: Vec<usize> = Vec::new();
     while members.len() < count {
-        let next = if neighbours { (first + members.len()) % n } else { rng.random_range(0..n) };
+        let near = neighbours || members.is_empty();
+        let next = if near { (first + members.len()) % n } else { rng.random_range(0..n) };
         if !members.contains(&next) {
             members.push(next);
         }
