@@ -78,7 +78,7 @@ impl Byzantine {
                     tell(ToClient::Refused { session, count, reason: Refusal::BadMac });
                 }
                 if self.lies(Lie::Stale) {
-                    tell(ToClient::Stale { session: session + 1, count: 1 });
+                    tell(ToClient::Stale { session: session.wrapping_add(1), count: 1 });
                 }
             }
             ToServer::Subscribe { from, .. } if self.lies(Lie::TooOld) => {
