@@ -118,13 +118,16 @@ impl Seen {
             ));
         }
         let voters = |(term, writers): (&Term, &BTreeMap<ServerId, Named>)| {
-            // V3: the vote had seen the batch. What is not in the term itself is its base.
-            let saw = |upto: Batch, past: u64| {
+            // V3: the vote had seen the batch, or it is of an earlier term, and this one's base.
+            let saw = |(upto, chain): (Batch, Digest), past: u64| {
+                let earlier =
+                    |t: &Term| self.made.get(&(*t, upto)).is_some_and(|m| m.contains(&chain));
                 self.proposals.get(&(*term, upto)).is_none_or(|seq| seq.0 <= past)
+                    || (0..term.0).map(Term).any(|t| earlier(&t))
             };
             let names = |named: &Named| {
                 let mut later = named.range((batch, Digest::default())..);
-                later.any(|(later, past)| saw(later.0, *past) && self.continues(*later, end))
+                later.any(|(later, past)| saw(*later, *past) && self.continues(*later, end))
             };
             let sequencer = term.sequencer(2 * f + 1);
             let opener = self.opened.contains(term).then_some(sequencer);
@@ -204,7 +207,7 @@ mod tests {
         let good = with(&[voted.clone(), one.clone(), both.clone()]);
         assert_eq!(judge(check, &good), Ok(()));
         // Nobody but the sequencer has voted.
-        rejected(check, &with(&[both.clone()]), "1 have voted");
+        rejected(check, &with(std::slice::from_ref(&both)), "1 have voted");
         // A vote that names something else, or what its writer had not seen, or after its CHANGE.
         let other = admitted(1, 1, [2, 0, 0], vote(2, &["a", "c"]));
         rejected(check, &with(&[other, both.clone()]), "1 have voted");
