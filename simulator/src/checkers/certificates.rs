@@ -118,13 +118,16 @@ impl Seen {
             ));
         }
         let voters = |(term, writers): (&Term, &BTreeMap<ServerId, Named>)| {
-            // V3: the vote had seen the batch. What is not in the term itself is its base.
-            let saw = |upto: Batch, past: u64| {
+            // V3: the vote had seen the batch, or it is of an earlier term, and this one's base.
+            let saw = |(upto, chain): (Batch, Digest), past: u64| {
+                let earlier =
+                    |t: &Term| self.made.get(&(*t, upto)).is_some_and(|m| m.contains(&chain));
                 self.proposals.get(&(*term, upto)).is_none_or(|seq| seq.0 <= past)
+                    || (0..term.0).map(Term).any(|t| earlier(&t))
             };
             let names = |named: &Named| {
                 let mut later = named.range((batch, Digest::default())..);
-                later.any(|(later, past)| saw(later.0, *past) && self.continues(*later, end))
+                later.any(|(later, past)| saw(*later, *past) && self.continues(*later, end))
             };
             let sequencer = term.sequencer(2 * f + 1);
             let opener = self.opened.contains(term).then_some(sequencer);

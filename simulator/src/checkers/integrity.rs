@@ -72,7 +72,7 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
             Event::ClientStarted { client, .. } => {
                 *seen.incarnations.entry(*client).or_default() += 1;
             }
-            Event::Broadcast { client, ticket, payload } => {
+            Event::Broadcast { client, ticket, payload } if facts.is_steady(*client) => {
                 let incarnation = seen.incarnations.get(client).copied().unwrap_or(0);
                 seen.broadcast.insert((*client, payload.clone()), (incarnation, *ticket));
             }

@@ -30,7 +30,7 @@ pub mod total_order;
 use shared_registers::ids::Micros;
 
 use crate::history::Event;
-use crate::plan::Plan;
+use crate::plan::{ClientPlan, Plan};
 
 /// Events and when they happened.
 pub type Events = [(Micros, Event)];
@@ -44,6 +44,9 @@ pub struct Facts {
     pub f: usize,
     /// By client: it lies.
     pub lying: Vec<bool>,
+    /// By client: its clock may have gone back, so that its sessions did not grow as section 3 has
+    /// it. It may then give one name to two messages, or two names to one.
+    pub unsteady: Vec<bool>,
     /// What was not done when the run ended, as the clients tell it.
     pub complaint: Option<String>,
 }
@@ -52,7 +55,14 @@ impl Facts {
     /// What a plan says, and what was not done at the end of its run.
     pub fn new(plan: &Plan, complaint: Option<String>) -> Facts {
         let lying = plan.clients.iter().map(|client| client.lying).collect();
-        Facts { n: plan.n, f: plan.f, lying, complaint }
+        let back = |client: &ClientPlan| client.clock_back && client.crash_every.is_some();
+        let unsteady = plan.clients.iter().map(back).collect();
+        Facts { n: plan.n, f: plan.f, lying, unsteady, complaint }
+    }
+
+    /// Whether a client's sessions grow, as section 3 has it.
+    pub fn is_steady(&self, client: shared_registers::ids::ClientId) -> bool {
+        self.unsteady.get(client.index()).is_none_or(|unsteady| !unsteady)
     }
 
     /// Whether a client does what a client should.
@@ -99,7 +109,7 @@ mod made_up {
     use crate::history::{Event, Says};
 
     pub(super) fn facts() -> Facts {
-        Facts { n: 3, f: 1, lying: vec![false, true], complaint: None }
+        Facts { n: 3, f: 1, lying: vec![false, true], unsteady: vec![false; 2], complaint: None }
     }
 
     /// What a checker says of these events, a millisecond apart.

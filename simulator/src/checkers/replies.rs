@@ -63,7 +63,7 @@ impl Seen {
 }
 
 /// See the [module](self).
-pub fn check(events: &Events, _: &Facts) -> Result<(), String> {
+pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
     let mut seen = Seen::default();
     for (_, event) in events {
         match event {
@@ -73,7 +73,7 @@ pub fn check(events: &Events, _: &Facts) -> Result<(), String> {
             Event::Delivered { order, id, .. } => {
                 seen.delivered.insert(*order, *id);
             }
-            Event::Answered { client, ticket, id, order, .. } => {
+            Event::Answered { client, ticket, id, order, .. } if facts.is_steady(*client) => {
                 seen.answer(*client, *ticket, *id, *order)?;
             }
             Event::Refused { client, ticket } => {

@@ -34,7 +34,7 @@ impl Byzantine {
 
     fn spoil_reply(&mut self, reply: &mut Reply) {
         if self.lies(Lie::Reply) {
-            (reply.digest, reply.body) = (Digest::of(&[LIE]), Body::Here(LIE.to_vec().into()));
+            (reply.digest, reply.body) = (Digest::of(&[LIE]), Body::Here(LIE.to_vec()));
         }
         if self.lies(Lie::Digest) {
             reply.digest = Digest::of(&[b"another", LIE]);
@@ -49,7 +49,7 @@ impl Byzantine {
 
     fn spoil_delivery(&mut self, delivery: &mut Delivery) {
         if self.lies(Lie::Delivery) {
-            delivery.payload = Body::Here(LIE.to_vec().into());
+            delivery.payload = Body::Here(LIE.to_vec());
             delivery.digest = Digest::of(&[LIE]);
         }
         if self.lies(Lie::Digest) {
@@ -70,7 +70,7 @@ impl Byzantine {
                 let (session, count) = (order.id.session, order.id.count);
                 if self.lies(Lie::TooSoon) {
                     let order = OrderNumber(count);
-                    let (digest, body) = (Digest::of(&[LIE]), Body::Here(LIE.to_vec().into()));
+                    let (digest, body) = (Digest::of(&[LIE]), Body::Here(LIE.to_vec()));
                     let term = Term(0);
                     tell(ToClient::Reply(Reply { session, count, order, digest, term, body }));
                 }
@@ -78,7 +78,7 @@ impl Byzantine {
                     tell(ToClient::Refused { session, count, reason: Refusal::BadMac });
                 }
                 if self.lies(Lie::Stale) {
-                    tell(ToClient::Stale { session: session.saturating_add(1), count: 1 });
+                    tell(ToClient::Stale { session: session.wrapping_add(1), count: 1 });
                 }
             }
             ToServer::Subscribe { from, .. } if self.lies(Lie::TooOld) => {

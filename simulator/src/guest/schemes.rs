@@ -8,8 +8,8 @@ use shared_registers::ids::{Batch, ServerId, Term};
 use super::byzantine::Byzantine;
 use super::strategies::{Citing, Deed};
 
-/// Batches past V2's window that a proposer who overruns it writes at once.
-const OVERRUN: u64 = 3;
+/// Windows (V2) that a proposer who overruns one fills at once: votes must not keep up with it.
+const OVERRUN: u64 = 4;
 /// Orders that a scheme proposes at once.
 const AT_ONCE: usize = 16;
 
@@ -127,10 +127,11 @@ impl Byzantine {
         {
             self.propose_backwards(mine, last);
         }
-        if let Some(order) = self.view.any_order().cloned()
+        let order = self.view.delivered().or(self.view.any_order()).cloned();
+        if let Some(order) = order
             && self.once(|d| *d == Deed::Overrun, (mine.0, 0)).is_some()
         {
-            let end = self.view.reader.committed().0.max(last.0) + self.window + OVERRUN;
+            let end = self.view.reader.committed().0.max(last.0) + OVERRUN * self.window;
             for batch in last.0 + 1..=end {
                 self.propose(mine, Batch(batch), &[], std::slice::from_ref(&order));
             }

@@ -297,15 +297,27 @@ fn ghost(rng: &mut ChaCha8Rng) -> Vec<Strategy> {
     always(deeds)
 }
 
+/// One who opens its terms as suits it, and perhaps twice.
+fn opener(rng: &mut ChaCha8Rng) -> Vec<Strategy> {
+    let mut deeds = vec![Deed::Cite(pick(rng, &CITINGS))];
+    if rng.random_bool(0.5) {
+        deeds.push(Deed::Turncoat);
+    }
+    if rng.random_bool(0.3) {
+        deeds.push(Deed::Reopen);
+    }
+    always(deeds)
+}
+
 /// Draws what a broken-in guest of a cluster of `n` does on its own.
 pub fn draw(rng: &mut ChaCha8Rng, _n: usize) -> Vec<Strategy> {
-    match rng.random_range(0..12) {
+    match rng.random_range(0..14) {
         0..=1 => mixture(rng),
         2..=3 => always([pick(rng, &all())]),
         4..=5 => traitor(rng),
         6..=8 => sequencer(rng),
         9 => ghost(rng),
-        10 => always([Deed::Turncoat, Deed::Cite(pick(rng, &CITINGS))]),
+        10..=12 => opener(rng),
         _ => always([pick(rng, &[Deed::Silent, Deed::Slow, Deed::Twin])]),
     }
 }
