@@ -43,6 +43,9 @@ pub struct SessionConfig {
     pub order_keys: Vec<MacKey>,
     /// The session's number, larger than the client's last: its clock, in microseconds.
     pub session: u64,
+    /// Drawn at random: how far past the newest session the client goes whose clock went back, so
+    /// that two lives of it whose clock did never mean two orders by one name.
+    pub leap: u32,
     /// `T_resend`.
     pub resend: Micros,
     /// `T_fetch`: how long after the agreement bytes that are missing are asked for.
@@ -500,7 +503,8 @@ impl ClientSession {
         self.stale[server.index()] = Some(newest);
         let equal = self.stale.iter().filter(|s| **s == Some(newest)).count();
         if equal > self.config.f && newest.0 < u64::MAX {
-            self.new_session(now, newest.0 + 1, out);
+            let leap = 1 + u64::from(self.config.leap);
+            self.new_session(now, newest.0.saturating_add(leap), out);
         }
     }
 

@@ -63,7 +63,7 @@ impl Client {
         f: usize,
         plan: &ClientPlan,
         timing: &Timing,
-        now: u64,
+        (now, leap): (u64, u32),
     ) -> Client {
         let n = 2 * f + 1;
         let (resend, fetch) = (timing.resend, Micros(timing.resend.0 / 2));
@@ -74,6 +74,7 @@ impl Client {
             cluster: CLUSTER,
             order_keys: cluster::order_keys(id, n),
             session: now,
+            leap,
             resend,
             fetch,
             max_in_flight: plan.in_flight,

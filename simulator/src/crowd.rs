@@ -101,7 +101,8 @@ impl Sim {
         let epoch = person.epoch;
         if let Mind::Correct(mind) = &mut person.mind {
             let session = person.clock.show(self.now).plus(person.wall).0;
-            let new = Client::start(client, self.plan.f, &plan, &self.plan.timing, session);
+            let life = (session, person.rng.random());
+            let new = Client::start(client, self.plan.f, &plan, &self.plan.timing, life);
             *mind = Some(Box::new(new));
             person.timer_at = None;
             self.history.push(self.now, Happened::ClientStarted { client, session });

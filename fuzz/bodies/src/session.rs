@@ -110,6 +110,7 @@ impl World {
             cluster: CLUSTER,
             order_keys: (0..N).map(|host| order_key(host, CLIENT.0)).collect(),
             session: 1,
+            leap: 3,
             resend: Micros::from_ms(300),
             fetch: Micros::from_ms(50),
             max_in_flight: MAX_IN_FLIGHT,

@@ -7,6 +7,7 @@ const CLUSTER: ClusterId = ClusterId([9; 32]);
 const RESEND: Micros = Micros::from_ms(300);
 const FETCH: Micros = Micros::from_ms(20);
 const SESSION: u64 = 1000;
+const LEAP: u32 = 6;
 
 /// A session among servers whose words the test makes up.
 struct Story {
@@ -28,6 +29,7 @@ fn unconnected(f: usize, max_in_flight: usize) -> Story {
         cluster: CLUSTER,
         order_keys: (0..n).map(key).collect(),
         session: SESSION,
+        leap: LEAP,
         resend: RESEND,
         fetch: FETCH,
         max_in_flight,
@@ -364,7 +366,7 @@ fn a_client_whose_clock_went_back_takes_the_next_session() {
     story.say(1, stale(SESSION + 50, 4));
     assert_eq!(story.sent(), []);
     story.say(2, stale(SESSION + 50, 3));
-    let next = SESSION + 51;
+    let next = SESSION + 50 + 1 + u64::from(LEAP);
     assert_eq!(story.session.session(), next);
     assert_eq!(story.sent(), [(0, next, 1), (0, next, 2)]);
     // What was delivered stays delivered, under its name.

@@ -34,7 +34,7 @@ impl Byzantine {
 
     fn spoil_reply(&mut self, reply: &mut Reply) {
         if self.lies(Lie::Reply) {
-            (reply.digest, reply.body) = (Digest::of(&[LIE]), Body::Here(LIE.to_vec()));
+            (reply.digest, reply.body) = (Digest::of(&[LIE]), Body::Here(LIE.to_vec().into()));
         }
         if self.lies(Lie::Digest) {
             reply.digest = Digest::of(&[b"another", LIE]);
@@ -49,7 +49,7 @@ impl Byzantine {
 
     fn spoil_delivery(&mut self, delivery: &mut Delivery) {
         if self.lies(Lie::Delivery) {
-            delivery.payload = Body::Here(LIE.to_vec());
+            delivery.payload = Body::Here(LIE.to_vec().into());
             delivery.digest = Digest::of(&[LIE]);
         }
         if self.lies(Lie::Digest) {
@@ -70,7 +70,7 @@ impl Byzantine {
                 let (session, count) = (order.id.session, order.id.count);
                 if self.lies(Lie::TooSoon) {
                     let order = OrderNumber(count);
-                    let (digest, body) = (Digest::of(&[LIE]), Body::Here(LIE.to_vec()));
+                    let (digest, body) = (Digest::of(&[LIE]), Body::Here(LIE.to_vec().into()));
                     let term = Term(0);
                     tell(ToClient::Reply(Reply { session, count, order, digest, term, body }));
                 }
