@@ -33,6 +33,8 @@ pub enum Forgery {
     OtherClient,
     /// Its payload is altered.
     Altered,
+    /// It is a lying client's, which gave its keys away: nobody else has heard of it.
+    Accomplice,
 }
 
 /// What an opening cites instead of what it should.
@@ -192,7 +194,8 @@ pub fn all() -> Vec<Deed> {
     all
 }
 
-const FORGERIES: [Forgery; 3] = [Forgery::WrongMac, Forgery::OtherClient, Forgery::Altered];
+const FORGERIES: [Forgery; 4] =
+    [Forgery::WrongMac, Forgery::OtherClient, Forgery::Altered, Forgery::Accomplice];
 const CITINGS: [Citing; 6] = [
     Citing::CherryPicked,
     Citing::Few,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use protocol::ledger::{Last, Ledger, Verdict, judge};
 use protocol::messages::OrderMessage;
 use protocol::reader::{Reader, Said, TermState};
-use shared_registers::crypto::{ClusterId, Digest, MAC_BYTES};
+use shared_registers::crypto::{ClusterId, Digest, MAC_BYTES, MacKey};
 use shared_registers::ids::{Batch, ClientId, Micros, OrderId, Position, Seq, ServerId, Term};
 use shared_registers::order::{self, OrderView};
 use shared_registers::record::{Body, Record};
@@ -188,6 +188,12 @@ impl View {
     /// Deliveries so far.
     pub(super) fn delivered_count(&self) -> u64 {
         self.ledger.delivered().0
+    }
+
+    /// The MAC that the holder of these keys, by host, would put on an order for the own host.
+    pub(super) fn mac(&self, keys: &[MacKey], item: &Item) -> [u8; MAC_BYTES] {
+        let digest = order::digest(&self.cluster, item.id, &item.payload);
+        keys.get(self.me.index()).map_or([0; MAC_BYTES], |key| order::mac(key, &digest).0)
     }
 
     /// The chain value of `term` after another batch of these orders.
