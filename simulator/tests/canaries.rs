@@ -33,7 +33,7 @@ struct Outcome {
 impl Outcome {
     fn row(&self, canary: Canary) -> String {
         let name = format!("{canary:?}");
-        let seen: String = self.seen.chars().take(100).collect();
+        let seen: String = self.seen.replace('\n', " ").chars().take(100).collect();
         let (seeds, seen) = match self.seeds {
             Some(seeds) => (seeds, seen),
             None => (SEEDS, "SURVIVED".to_owned()),

@@ -12,8 +12,9 @@ use protocol::messages::ToServer;
 use protocol::replica::{Input, Output, Replica};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use shared_registers::crypto::MacKey;
 use shared_registers::guest_side::{DropNotice, GuestRegisters, Next};
-use shared_registers::ids::{Micros, Seq, ServerId, Term};
+use shared_registers::ids::{ClientId, Micros, Seq, ServerId, Term};
 use shared_registers::record::Body;
 
 use super::script::Script;
@@ -51,6 +52,8 @@ pub struct Byzantine {
     armed: Vec<Armed>,
     pub(super) rng: ChaCha8Rng,
     pub(super) script: Script,
+    /// Keys that lying clients gave away, by host.
+    pub(super) lying: Vec<(ClientId, Vec<MacKey>)>,
     started: Micros,
     pub(super) now: Micros,
     pub(super) patience: Micros,
@@ -90,6 +93,7 @@ impl Byzantine {
             armed: config.strategies.iter().map(armed).collect(),
             rng: ChaCha8Rng::seed_from_u64(config.seed),
             script: config.script.clone(),
+            lying: config.lying.clone(),
             started: now,
             now,
             patience: config.replica.change,

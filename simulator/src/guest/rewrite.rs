@@ -2,7 +2,7 @@
 
 use rand::RngExt;
 use shared_registers::crypto::Digest;
-use shared_registers::ids::{Batch, ClientId, Micros, Position, Term};
+use shared_registers::ids::{Batch, ClientId, Micros, OrderId, Position, Term};
 use shared_registers::record::{Accept, Body, Change, Propose, Vote};
 
 use super::byzantine::Byzantine;
@@ -123,6 +123,12 @@ impl Byzantine {
             }
             Forgery::Altered => forged.payload.push(b'!'),
             Forgery::Misnamed => forged.digest = Digest(self.rng.random()),
+            Forgery::Accomplice => {
+                let (client, keys) = self.lying.first()?;
+                let (session, count) = (self.rng.random_range(1..8), self.rng.random_range(1..8));
+                forged.id = OrderId { client: *client, session, count };
+                self.view.sign(keys, &mut forged);
+            }
         }
         Some(forged)
     }

@@ -35,6 +35,8 @@ pub enum Forgery {
     Altered,
     /// All of it is right but its digest.
     Misnamed,
+    /// It is a lying client's, which gave its keys away: nobody else has heard of it.
+    Accomplice,
 }
 
 /// What an opening cites instead of what it should.
@@ -194,8 +196,13 @@ pub fn all() -> Vec<Deed> {
     all
 }
 
-const FORGERIES: [Forgery; 4] =
-    [Forgery::WrongMac, Forgery::OtherClient, Forgery::Altered, Forgery::Misnamed];
+const FORGERIES: [Forgery; 5] = [
+    Forgery::WrongMac,
+    Forgery::OtherClient,
+    Forgery::Altered,
+    Forgery::Misnamed,
+    Forgery::Accomplice,
+];
 const CITINGS: [Citing; 6] = [
     Citing::CherryPicked,
     Citing::Few,

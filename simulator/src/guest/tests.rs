@@ -98,7 +98,7 @@ impl Stage {
                 replica,
                 strategies: strategies.unwrap_or_default(),
                 seed: 7,
-                lying: Vec::new(),
+                lying: vec![(ClientId(2), (0..n).map(|host| key(ClientId(2), host)).collect())],
                 script: script.clone(),
             };
             let guest = Guest::start(now, &config, read.clone(), write);
@@ -340,6 +340,10 @@ fn exhibits() -> Vec<(u16, Vec<Deed>, Seen)> {
         (0, vec![Deed::Forge(Forgery::OtherClient)], |s, w| s.dropped(w, DropReason::OrderMac) > 0),
         (0, vec![Deed::Forge(Forgery::Altered)], |s, w| s.dropped(w, DropReason::OrderMac) > 0),
         (0, vec![Deed::Forge(Forgery::Misnamed)], |s, w| s.dropped(w, DropReason::OrderMac) > 0),
+        (0, vec![Deed::Forge(Forgery::Accomplice)], |s, w| {
+            // Nobody has heard this client order anything.
+            proposals(s, w).iter().flat_map(|p| &p.3).any(|id| id.client == ClientId(2))
+        }),
         (0, vec![Deed::Repeat], same_orders_twice),
         (0, vec![Deed::Replay], |s, w| {
             let all: Vec<_> = proposals(s, w).into_iter().flat_map(|p| p.3).collect();

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use protocol::ledger::{Last, Ledger, Verdict, judge};
 use protocol::messages::OrderMessage;
 use protocol::reader::{Reader, Said, TermState};
-use shared_registers::crypto::{Digest, MAC_BYTES};
+use shared_registers::crypto::{ClusterId, Digest, MAC_BYTES, MacKey};
 use shared_registers::ids::{Batch, ClientId, Micros, OrderId, Position, Seq, ServerId, Term};
-use shared_registers::order::OrderView;
+use shared_registers::order::{self, OrderView};
 use shared_registers::record::{Body, Record};
 
 use super::GuestConfig;
@@ -45,6 +45,7 @@ impl Item {
 pub(super) struct View {
     me: ServerId,
     n: usize,
+    cluster: ClusterId,
     pub(super) reader: Reader,
     ledger: Ledger,
     orders: BTreeMap<OrderId, Item>,
@@ -57,6 +58,7 @@ impl View {
         View {
             me: config.me,
             n: config.n,
+            cluster: config.cluster,
             reader: Reader::new(config.cluster, config.n, config.replica.window),
             ledger: Ledger::new(config.replica.clients),
             orders: BTreeMap::new(),
@@ -188,6 +190,14 @@ impl View {
     /// Deliveries so far.
     pub(super) fn delivered_count(&self) -> u64 {
         self.ledger.delivered().0
+    }
+
+    /// Gives an order the digest and MAC that the holder of these keys, by host, would.
+    pub(super) fn sign(&self, keys: &[MacKey], item: &mut Item) {
+        item.digest = order::digest(&self.cluster, item.id, &item.payload);
+        if let Some(key) = keys.get(self.me.index()) {
+            item.mac = order::mac(key, &item.digest).0;
+        }
     }
 
     /// The chain value of `term` after another batch of these orders.
