@@ -3,7 +3,7 @@
 //! A turn reads what is exposed, lets the replica act, writes its frames, and passes on its answers
 //! and deliveries. Before it sleeps it says so in its bell word and looks once more.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use protocol::messages::{ToClient, ToServer};
 use protocol::replica::{Input, Lookup, Output, Queue, Replica};
@@ -24,9 +24,6 @@ const TURNS: usize = 10_000;
 /// Frames that wait because the write file is full: the replica has no more in flight.
 pub const FRAMES_QUEUED: usize = 128;
 
-/// Those of a replica, and one of its own.
-const QUEUES: usize = 8;
-
 /// A correct guest process.
 pub struct Correct {
     me: ServerId,
@@ -38,7 +35,7 @@ pub struct Correct {
     /// Frames for which the write file has no room.
     frames: VecDeque<(Seq, Vec<u8>)>,
     /// The longest that each queue has been.
-    longest: [usize; QUEUES],
+    longest: BTreeMap<&'static str, usize>,
     subscribers: Subscribers,
     hints_at: Micros,
     noted: OrderNumber,
@@ -57,7 +54,7 @@ impl Correct {
             replica: Replica::new(config.replica.clone(), Box::new(Tally::default())),
             ready: false,
             frames: VecDeque::new(),
-            longest: [0; QUEUES],
+            longest: BTreeMap::new(),
             subscribers: Subscribers::default(),
             hints_at: now,
             noted: OrderNumber(0),
@@ -233,7 +230,8 @@ impl Correct {
         let (name, length) = ("frames that wait for the write file", self.frames.len());
         let frames = Queue { name, length, bound: FRAMES_QUEUED };
         let queues = self.replica.queues().into_iter().chain([frames]);
-        for (longest, queue) in self.longest.iter_mut().zip(queues) {
+        for queue in queues {
+            let longest = self.longest.entry(queue.name).or_default();
             if queue.length > *longest {
                 *longest = queue.length;
                 let (length, bound) = (queue.length as u64, queue.bound as u64);

@@ -116,11 +116,14 @@ impl Byzantine {
             Forgery::WrongMac => {
                 forged.id.count += 1;
                 forged.mac = self.rng.random();
+                self.view.name(&mut forged);
             }
             Forgery::OtherClient => {
                 let other = if forged.id.client.0 == 0 { 1 } else { 0 };
                 forged.id.client = ClientId(other);
+                self.view.name(&mut forged);
             }
+            // Under the digest that its MAC is right for.
             Forgery::Altered => forged.payload.push(b'!'),
             Forgery::Misnamed => forged.digest = Digest(self.rng.random()),
             Forgery::Accomplice => {

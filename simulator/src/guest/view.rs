@@ -192,9 +192,14 @@ impl View {
         self.ledger.delivered().0
     }
 
+    /// Gives an order its own digest.
+    pub(super) fn name(&self, item: &mut Item) {
+        item.digest = order::digest(&self.cluster, item.id, &item.payload);
+    }
+
     /// Gives an order the digest and MAC that the holder of these keys, by host, would.
     pub(super) fn sign(&self, keys: &[MacKey], item: &mut Item) {
-        item.digest = order::digest(&self.cluster, item.id, &item.payload);
+        self.name(item);
         if let Some(key) = keys.get(self.me.index()) {
             item.mac = order::mac(key, &item.digest).0;
         }
