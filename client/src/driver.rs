@@ -113,7 +113,7 @@ impl Driver {
             order_keys: config.order_keys.clone(),
             session: clock.as_micros() as u64,
             // Without randomness it goes no further than it must.
-            leap: getrandom::u32().unwrap_or_default(),
+            leap: getrandom::u32().unwrap_or_default() >> 8,
             resend: micros(config.resend),
             fetch: micros(config.fetch),
             max_in_flight: config.max_in_flight,

@@ -118,8 +118,6 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         }
         this.registers.set_stream_full(false);
         this.expose();
-        // R1: also of what was exposed before this start, when nothing new is exposed now.
-        this.admission.changes.exposed(|writer| this.registers.exposed(writer));
         this.publish_hints(now);
         this
     }
@@ -299,7 +297,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
 
     fn expose(&mut self) {
         self.news |= self.registers.expose();
-        // Also when nothing is new: a host that starts again has exposed all before.
+        // R1: also when nothing is new. A host that starts again has exposed all before.
         self.admission.changes.exposed(|writer| self.registers.exposed(writer));
         let (copied, exposed) = (self.registers.copied(self.me), self.registers.exposed(self.me));
         assert_eq!(copied, exposed, "own records see nothing that is not exposed");

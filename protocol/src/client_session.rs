@@ -44,7 +44,8 @@ pub struct SessionConfig {
     /// The session's number, larger than the client's last: its clock, in microseconds.
     pub session: u64,
     /// Drawn at random: how far past the newest session the client goes whose clock went back, so
-    /// that two lives of it whose clock did never mean two orders by one name.
+    /// that two lives of it whose clock did never mean two orders by one name. 24 bits are enough
+    /// for that, and are 17 seconds until the clock is past such a session.
     pub leap: u32,
     /// `T_resend`.
     pub resend: Micros,

@@ -18,7 +18,7 @@ use crate::codec::Reader;
 use crate::crypto::{ClusterId, FrameKey, MAC_BYTES, MacKey, TAG_BYTES};
 use crate::ids::{ClientId, ServerId};
 
-const MAGIC: &[u8; 8] = b"DifATo/1";
+const MAGIC: &[u8; 8] = b"DifATo/2";
 const PARTY_BYTES: usize = 5;
 /// Random bytes that each end contributes.
 pub const NONCE_BYTES: usize = 16;
@@ -173,7 +173,7 @@ impl Channel {
         matches!(self.state, State::Open)
     }
 
-    /// Whether the other end has yet to prove who it is.
+    /// The other end, once it has proved who it is.
     pub fn peer(&self) -> Option<Party> {
         self.peer.filter(|_| self.is_open())
     }

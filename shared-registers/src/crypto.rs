@@ -1,6 +1,7 @@
 //! Digests, MACs and the sealing of frames (section 3): BLAKE3 for digests, HMAC-SHA256 for MACs,
-//! AES-256-GCM for frames between two ends. Keys never print themselves, those that are kept are
-//! wiped when dropped, and MACs are compared in constant time.
+//! AES-256-GCM for frames between two ends. Keys never print themselves and are wiped when dropped
+//! (but for frame keys, which are worth no more than their connection), and MACs are compared in
+//! constant time.
 
 use std::fmt;
 

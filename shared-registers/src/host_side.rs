@@ -26,7 +26,7 @@ pub enum Counter {
     Changes,
     /// Bytes of the records admitted.
     AdmittedBytes,
-    /// Orders whose MAC failed here.
+    /// Orders whose MAC, or digest, failed here.
     OrderMacFailed,
     /// Frames dropped because they came after a drop that they do not acknowledge.
     DroppedUnacknowledged,
@@ -159,6 +159,8 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         geometry.check_write(&write)?;
         let mut this = Self::empty(geometry, read, write);
         this.consumed = this.read.load(read::CONSUMED, Ordering::Relaxed) & !7;
+        // The guest goes by this word too.
+        this.read.store(read::CONSUMED, this.consumed, Ordering::Relaxed);
         this.drops = this.read.load(read::DROPS, Ordering::Relaxed);
         for writer in ServerId::all(geometry.n) {
             this.scan(writer)?;
@@ -368,11 +370,12 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         for writer in ServerId::all(self.geometry.n) {
             let ring = self.geometry.stream_ring(writer);
             let stream = &mut self.streams[writer.index()];
-            let (from, end) = (stream.ready.max(stream.end()), stream.end());
-            if from < ring.bytes.min(end + ahead) {
-                let bytes = READY_STEP_BYTES.min(ring.bytes - from);
-                ring.prefault(&self.read, from, bytes);
-                stream.ready = from + bytes;
+            let end = stream.end();
+            stream.ready = stream.ready.max(end);
+            if stream.ready < ring.bytes.min(end + ahead) {
+                let bytes = READY_STEP_BYTES.min(ring.bytes - stream.ready);
+                ring.prefault(&self.read, stream.ready, bytes);
+                stream.ready += bytes;
             }
             more |= stream.ready < ring.bytes.min(end + most);
         }

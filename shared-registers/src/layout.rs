@@ -20,7 +20,7 @@ pub const READ_MAGIC: u64 = u64::from_le_bytes(*b"DifATo_R");
 /// `DifATo_W`: the first word of a write file.
 pub const WRITE_MAGIC: u64 = u64::from_le_bytes(*b"DifATo_W");
 /// Version of both layouts and of the record format.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 
 /// Words of the read file's header.
 pub mod read {
@@ -111,7 +111,7 @@ pub enum DropReason {
     TooLarge = 4,
     /// An order of a client that does not exist.
     UnknownClient = 5,
-    /// An order whose MAC does not verify.
+    /// An order whose MAC does not verify, or whose digest is not its own.
     OrderMac = 6,
     /// A CHANGE that R1 does not allow.
     Change = 7,

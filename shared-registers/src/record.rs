@@ -69,7 +69,7 @@ pub struct Accept {
 /// What made a replica suspect its sequencer (P3). For people and counters: no rule reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The order of this digest, received from its client, was not delivered in time.
+    /// The order of this digest (as its client says), received from it, was not delivered in time.
     Order(Digest),
     /// A live batch stayed uncommitted.
     Batch,

@@ -39,8 +39,8 @@ pub trait Words {
 pub trait WordsMut: Words {
     /// Stores word `index`.
     fn store(&self, index: usize, value: u64, order: Ordering);
-    /// Readies `count` words from `start` on, that were never stored to and are zero, for being
-    /// stored to soon, if there is anything to ready (pages of a file, say).
+    /// Readies `count` words from `start` on, which hold nothing that anybody may read, for being
+    /// stored to soon, if there is anything to ready (pages of a file, say). They may become zero.
     fn prefault(&self, start: usize, count: usize) {
         let _ = (start, count);
     }
@@ -273,13 +273,11 @@ impl Ring {
         out.truncate(start + len);
     }
 
-    /// Readies `bytes` bytes from place `at` on for a [`Self::put`].
+    /// Readies `bytes` bytes from place `at` on for a [`Self::put`]. Only in the ring's first lap:
+    /// later there lies what was put a lap before.
     pub fn prefault<W: WordsMut>(&self, words: &W, at: u64, bytes: u64) {
-        let first = self.before_wrap(at).min(bytes);
-        words.prefault(self.word(at), (first / 8) as usize);
-        if first < bytes {
-            words.prefault(self.base, ((bytes - first) / 8) as usize);
-        }
+        assert!(at + bytes <= self.bytes, "the first lap ends with the ring");
+        words.prefault(self.word(at), (bytes / 8) as usize);
     }
 
     /// The one word at place `at`.

@@ -57,7 +57,7 @@ impl Replica {
             reply = Vec::new();
         }
         let digest = Digest::of(&[&reply]);
-        self.ledger.keep(id.client, digest, reply.into());
+        self.ledger.keep(id.client, digest, reply.into_boxed_slice().into());
         let (payload, digest) = (order.payload.clone(), order.digest);
         self.history.push(Kept { id, digest, time, payload });
         self.pool.forget(id.client, self.ledger.last(id.client));
