@@ -5,9 +5,10 @@
 use simulator::{Options, run};
 
 fn passes(seed: u64) {
-    let report = run(seed, &Options::default());
-    let again = format!("again: cargo run --release -p simulator -- --seed {seed}");
-    assert!(report.failures.is_empty(), "{}\n{again}", report.failures.join("\n"));
+    let options = Options::default();
+    let report = run(seed, &options);
+    let again = options.command(seed);
+    assert!(report.failures.is_empty(), "{}\nagain: {again}", report.failures.join("\n"));
 }
 
 /// R1: a host that started again forgot the CHANGEs in its file until something new came. With the
