@@ -197,13 +197,13 @@ impl Sim {
     }
 
     /// A link breaks: what is on its way is lost, and both ends learn so in time. It stays down for
-    /// a while.
-    pub(crate) fn break_link(&mut self, a: ServerId, b: ServerId, down_for: Micros) {
+    /// a while. False if it was down already.
+    pub(crate) fn break_link(&mut self, a: ServerId, b: ServerId, down_for: Micros) -> bool {
         let until = self.now.plus(down_for);
         let link = self.trusted.link(a, b);
         link.down_until = link.down_until.max(until);
         if !std::mem::take(&mut link.up) {
-            return;
+            return false;
         }
         let generation = link.generation;
         link.generation += 1;
@@ -219,6 +219,7 @@ impl Sim {
         }
         let redial = latest.plus(self.between((Micros(1_000), Micros(100_000))));
         self.at(redial, Event::LinkDial(a, b));
+        true
     }
 
     /// All links come up again soon.
