@@ -93,11 +93,13 @@ impl Sim {
             true => HostRegisters::reopen(geometry, read, write).expect("its file is intact"),
             false => HostRegisters::create(geometry, read, write).expect("made for it"),
         };
+        // Before the host's first step: what it finds, and not what it makes of that.
+        let copied = ServerId::all(n).map(|writer| registers.copied(writer).0).collect();
+        let exposed = registers.exposed_all().into_vec();
         server.host = Some(Host::new(config, registers, now));
         server.host_epoch += 1;
         server.dies_after = None;
         let epoch = server.host_epoch;
-        let (copied, exposed) = (server.copied.clone(), server.exposed.clone());
         self.history.push(self.now, Happened::HostStarted { host, copied, exposed });
         self.after(Micros(1), Event::HostTick(host, epoch));
         for peer in ServerId::all(n).filter(|peer| *peer != host) {
