@@ -131,8 +131,12 @@ impl Sim {
 
     pub(crate) fn host_tick(&mut self, host: ServerId, epoch: u64) {
         if self.servers[host.index()].host_epoch == epoch {
-            let exchange = self.plan.timing.exchange;
-            self.after(exchange, Event::HostTick(host, epoch));
+            // Its period is one of its own clock, which drifts, and its timer is a timer.
+            let clock = self.servers[host.index()].host_clock;
+            let due = clock.when(clock.show(self.now).plus(self.plan.timing.exchange));
+            // At once would be once more in the same moment, perhaps for ever.
+            let at = self.skewed(due).max(self.now.plus(Micros(10)));
+            self.at(at, Event::HostTick(host, epoch));
             self.step_host(host, Input::Tick);
         }
     }
