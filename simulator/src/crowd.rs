@@ -41,10 +41,14 @@ pub(crate) struct Crowd {
 
 impl Crowd {
     pub(crate) fn new(plan: &Plan, rng: &mut ChaCha8Rng) -> Crowd {
+        let drift = plan.processes.drift_ppm;
         let mut person = |id: ClientId, lying: bool| Person {
             mind: if lying { Mind::Lying(Liar::new(id, plan.n)) } else { Mind::Correct(None) },
             epoch: 0,
-            clock: Clock { offset: Micros(rng.random_range(0..10_000_000)), drift_ppm: 0 },
+            clock: Clock {
+                offset: Micros(rng.random_range(0..10_000_000)),
+                drift_ppm: rng.random_range(-drift..=drift),
+            },
             wall: EPOCH,
             timer_at: None,
             tickets: 0,

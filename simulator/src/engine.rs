@@ -17,6 +17,7 @@ use shared_registers::ids::{ClientId, Micros, ServerId};
 
 use crate::crowd::Crowd;
 use crate::faults::Fault;
+use crate::guest::strategies::When;
 use crate::history::History;
 use crate::hosts::{LinkNews, Trusted};
 use crate::network::Payload;
@@ -210,9 +211,10 @@ impl Sim {
         *self.faults.entry(Cow::Borrowed(kind)).or_default() += 1;
     }
 
-    /// What each broken-in guest does counts once.
+    /// What each broken-in guest does counts once; what it never does, not at all.
     fn count_break_ins(&mut self) {
-        for strategy in self.plan.guests.iter().flatten().flatten() {
+        let strategies = self.plan.guests.iter().flatten().flatten();
+        for strategy in strategies.filter(|strategy| strategy.when != When::Never) {
             let deed = Cow::Owned(format!("broken-in guest: {:?}", strategy.deed));
             *self.faults.entry(deed).or_default() += 1;
         }
@@ -290,12 +292,13 @@ impl Sim {
         }
     }
 
-    /// A process does nothing for so long; what happens to it meanwhile waits.
-    pub(crate) fn pause(&mut self, process: Process, time: Micros) {
-        if let Entry::Vacant(entry) = self.paused.entry(process) {
-            entry.insert(VecDeque::new());
-            self.after(time, Event::Resume(process));
-        }
+    /// A process does nothing for so long; what happens to it meanwhile waits. False if it was
+    /// paused already: it goes on when it would have.
+    pub(crate) fn pause(&mut self, process: Process, time: Micros) -> bool {
+        let Entry::Vacant(entry) = self.paused.entry(process) else { return false };
+        entry.insert(VecDeque::new());
+        self.after(time, Event::Resume(process));
+        true
     }
 
     /// A paused process goes on with what waits.

@@ -84,14 +84,16 @@ impl Sim {
             Fault::Reset => {
                 let clients = self.plan.clients.len() as u32;
                 let client = ClientId(self.rng.random_range(0..clients));
-                self.count("payload: broken connection");
-                self.break_connection(client, server);
+                if self.break_connection(client, server) {
+                    self.count("payload: broken connection");
+                }
             }
             Fault::Partition => self.part(time),
             Fault::LinkDown => {
                 let other = ServerId((server.0 + self.rng.random_range(1..n)) % n);
-                self.count("trusted: broken link");
-                self.break_link(server, other, time);
+                if self.break_link(server, other, time) {
+                    self.count("trusted: broken link");
+                }
             }
             Fault::HostCrash => self.inject_host_crash(server, time),
             Fault::GuestCrash => {
@@ -130,7 +132,6 @@ impl Sim {
         if !self.may_fail(server) || self.servers[server.index()].host.is_none() {
             return;
         }
-        self.count("host crash");
         if self.happens(self.plan.processes.mid_step) {
             // Peers' frames come most often; what is between admitting a frame and consuming it
             // (R3) is seen only by who dies of its guest's.
@@ -140,6 +141,7 @@ impl Sim {
             let entry = &mut self.servers[server.index()];
             (entry.dies_after, entry.dies_admitting) = (Some(stores), admitting);
         } else {
+            self.count("host crash");
             self.crash_host(server);
             self.after(time, Event::HostStart(server));
         }
@@ -151,13 +153,11 @@ impl Sim {
 
     fn inject_pause(&mut self, server: ServerId, time: Micros) {
         let (host, guest) = (self.rng.random_bool(0.6), self.rng.random_bool(0.6));
-        if host {
+        if host && self.pause(Process::Host(server), time) {
             self.count("host pause");
-            self.pause(Process::Host(server), time);
         }
-        if guest {
+        if guest && self.pause(Process::Guest(server), time) {
             self.count("guest pause");
-            self.pause(Process::Guest(server), time);
         }
     }
 

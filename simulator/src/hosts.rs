@@ -93,11 +93,13 @@ impl Sim {
             true => HostRegisters::reopen(geometry, read, write).expect("its file is intact"),
             false => HostRegisters::create(geometry, read, write).expect("made for it"),
         };
+        // Before the host's first step: what it finds, and not what it makes of that.
+        let copied = ServerId::all(n).map(|writer| registers.copied(writer).0).collect();
+        let exposed = registers.exposed_all().into_vec();
         server.host = Some(Host::new(config, registers, now));
         server.host_epoch += 1;
         server.dies_after = None;
         let epoch = server.host_epoch;
-        let (copied, exposed) = (server.copied.clone(), server.exposed.clone());
         self.history.push(self.now, Happened::HostStarted { host, copied, exposed });
         self.after(Micros(1), Event::HostTick(host, epoch));
         for peer in ServerId::all(n).filter(|peer| *peer != host) {
@@ -129,8 +131,12 @@ impl Sim {
 
     pub(crate) fn host_tick(&mut self, host: ServerId, epoch: u64) {
         if self.servers[host.index()].host_epoch == epoch {
-            let exchange = self.plan.timing.exchange;
-            self.after(exchange, Event::HostTick(host, epoch));
+            // Its period is one of its own clock, which drifts, and its timer is a timer.
+            let clock = self.servers[host.index()].host_clock;
+            let due = clock.when(clock.show(self.now).plus(self.plan.timing.exchange));
+            // At once would be once more in the same moment, perhaps for ever.
+            let at = self.skewed(due).max(self.now.plus(Micros(10)));
+            self.at(at, Event::HostTick(host, epoch));
             self.step_host(host, Input::Tick);
         }
     }
@@ -197,13 +203,13 @@ impl Sim {
     }
 
     /// A link breaks: what is on its way is lost, and both ends learn so in time. It stays down for
-    /// a while.
-    pub(crate) fn break_link(&mut self, a: ServerId, b: ServerId, down_for: Micros) {
+    /// a while. False if it was down already.
+    pub(crate) fn break_link(&mut self, a: ServerId, b: ServerId, down_for: Micros) -> bool {
         let until = self.now.plus(down_for);
         let link = self.trusted.link(a, b);
         link.down_until = link.down_until.max(until);
         if !std::mem::take(&mut link.up) {
-            return;
+            return false;
         }
         let generation = link.generation;
         link.generation += 1;
@@ -219,6 +225,7 @@ impl Sim {
         }
         let redial = latest.plus(self.between((Micros(1_000), Micros(100_000))));
         self.at(redial, Event::LinkDial(a, b));
+        true
     }
 
     /// All links come up again soon.

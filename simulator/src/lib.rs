@@ -60,6 +60,23 @@ pub struct Options {
     pub verbose: bool,
 }
 
+impl Options {
+    /// The one command that runs a seed again as these options say.
+    pub fn command(&self, seed: u64) -> String {
+        let mut command = format!("cargo run --release -p simulator -- --seed {seed}");
+        if let Some(f) = self.wishes.f {
+            command.push_str(&format!(" --f {f}"));
+        }
+        if self.steps != DEFAULT_STEPS {
+            command.push_str(&format!(" --steps {}", self.steps));
+        }
+        if self.wishes.calm {
+            command.push_str(" --calm");
+        }
+        command
+    }
+}
+
 /// Events that the faults last for at most, unless something else is asked for.
 pub const DEFAULT_STEPS: u64 = 30_000;
 

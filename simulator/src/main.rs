@@ -28,7 +28,8 @@ const MOST_TOLD: usize = 20;
 #[command(name = "simulator")]
 struct Args {
     /// How many seeds to run
-    #[arg(long, default_value_t = 100, conflicts_with = "seed")]
+    #[arg(long, default_value_t = 100, conflicts_with = "seed",
+        value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// The first of them
     #[arg(long, default_value_t = 1, conflicts_with = "seed")]
@@ -55,21 +56,6 @@ impl Args {
         let wishes = Wishes { f: self.f.map(usize::from), calm: self.calm };
         Options { wishes, steps: self.steps, verbose: self.verbose }
     }
-
-    /// The one command that shows a seed again.
-    fn command(&self, seed: u64) -> String {
-        let mut command = format!("cargo run --release -p simulator -- --seed {seed}");
-        if let Some(f) = self.f {
-            command.push_str(&format!(" --f {f}"));
-        }
-        if self.steps != DEFAULT_STEPS {
-            command.push_str(&format!(" --steps {}", self.steps));
-        }
-        if self.calm {
-            command.push_str(" --calm");
-        }
-        command
-    }
 }
 
 /// What all seeds came to.
@@ -88,7 +74,7 @@ struct Summary {
 }
 
 impl Summary {
-    fn add(&mut self, report: Report, compared: bool, args: &Args) {
+    fn add(&mut self, report: Report, compared: bool, options: &Options) {
         self.seeds += 1;
         self.compared += u64::from(compared);
         self.time_us += report.time.0;
@@ -107,7 +93,7 @@ impl Summary {
         self.failed += 1;
         if self.told.len() < MOST_TOLD {
             let why = report.failures.join("\n  ");
-            let command = args.command(report.seed);
+            let command = options.command(report.seed);
             self.told.push(format!("seed {} failed:\n  {why}\n  again: {command}", report.seed));
             println!("{}", self.told[self.told.len() - 1]);
         }
@@ -139,12 +125,12 @@ impl Summary {
 }
 
 /// Runs a seed, some of them twice.
-fn run_one(seed: u64, args: &Args) -> (Report, bool) {
-    let options = args.options();
-    let mut report = run(seed, &options);
+fn run_one(seed: u64, options: &Options) -> (Report, bool) {
+    let mut report = run(seed, options);
     let twice = seed.is_multiple_of(TWICE_EVERY);
     if twice {
-        let again = run(seed, &options);
+        // What was told once need not be told again.
+        let again = run(seed, &Options { verbose: false, ..options.clone() });
         if again.hash != report.hash {
             report.failures.push("determinism: two runs of this seed differ".to_owned());
         }
@@ -172,24 +158,26 @@ fn main() -> ExitCode {
         Err(error) => return report_usage(&error),
     };
     let (first, count) = args.seed.map_or((args.first_seed, args.seeds), |seed| (seed, 1));
-    let Some(end) = first.checked_add(count) else {
+    if first.checked_add(count - 1).is_none() {
         eprintln!("simulator: --first-seed {first} and --seeds {count} go past the last seed");
         return ExitCode::from(2);
-    };
-    let (next, summary) = (AtomicU64::new(first), Mutex::new(Summary::default()));
+    }
+    let options = args.options();
+    // An index and not a seed is handed out: the one after the last seed there is has no number.
+    let (next, summary) = (AtomicU64::new(0), Mutex::new(Summary::default()));
     let (started, cores) =
         (Instant::now(), thread::available_parallelism().map_or(1, NonZero::get));
     thread::scope(|scope| {
         for _ in 0..cores {
             scope.spawn(|| {
                 loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
                         break;
                     }
-                    let (report, compared) = run_one(seed, &args);
+                    let (report, compared) = run_one(first + index, &options);
                     let mut summary = summary.lock().expect("nobody panics while adding");
-                    summary.add(report, compared, &args);
+                    summary.add(report, compared, &options);
                 }
             });
         }

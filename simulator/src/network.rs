@@ -130,18 +130,22 @@ impl Sim {
         }
         // What is no message of this client's ends at the guest's decoder.
         let Ok(message) = messages::decode_to_server(&bytes, client, self.plan.n) else {
-            return self.break_connection(client, server);
+            self.break_connection(client, server);
+            return;
         };
         let stream = streams_up(&message);
-        let fate = self.fate(Node::Client(client), Node::Guest(server), stream);
         let connection = self.payload.connection(client, server);
         if !connection.up {
             return;
         }
         let generation = connection.generation;
+        let fate = self.fate(Node::Client(client), Node::Guest(server), stream);
         let (first, second) = match fate {
             Fate::Lost => return,
-            Fate::Closed => return self.break_connection(client, server),
+            Fate::Closed => {
+                self.break_connection(client, server);
+                return;
+            }
             Fate::Comes(first, second) => (first, second),
         };
         let mut at = self.now.plus(first);
@@ -165,15 +169,18 @@ impl Sim {
             let _ = messages::decode::<ToClient>(&bytes);
         }
         let stream = streams_down(&message);
-        let fate = self.fate(Node::Guest(server), Node::Client(client), stream);
         let connection = self.payload.connection(client, server);
         if !connection.up {
             return;
         }
         let generation = connection.generation;
+        let fate = self.fate(Node::Guest(server), Node::Client(client), stream);
         let (first, second) = match fate {
             Fate::Lost => return,
-            Fate::Closed => return self.break_connection(client, server),
+            Fate::Closed => {
+                self.break_connection(client, server);
+                return;
+            }
             Fate::Comes(first, second) => (first, second),
         };
         let mut at = self.now.plus(first);
@@ -271,10 +278,11 @@ impl Sim {
     }
 
     /// A connection breaks: what is on its way is lost, and both ends learn so.
-    pub(crate) fn break_connection(&mut self, client: ClientId, server: ServerId) {
+    /// False if it was down already.
+    pub(crate) fn break_connection(&mut self, client: ClientId, server: ServerId) -> bool {
         let connection = self.payload.connection(client, server);
         if !std::mem::take(&mut connection.up) {
-            return;
+            return false;
         }
         connection.generation += 1;
         let epoch = self.servers[server.index()].guest_epoch;
@@ -283,6 +291,7 @@ impl Sim {
         let delay = self.between((Micros(1), Micros(20_000)));
         self.after(delay, Event::ClientLink { client, server, epoch, up: false });
         self.dial_later(client, server);
+        true
     }
 
     /// Parts the network in two, in one direction or both, for so long.
@@ -294,7 +303,6 @@ impl Sim {
             if self.rng.random_bool(0.5) { &mut here } else { &mut there }.push(node);
         }
         let both = self.rng.random_bool(0.5);
-        self.count(if both { "payload: partition" } else { "payload: one-way partition" });
         let mut pairs = BTreeSet::new();
         for a in &here {
             for b in &there {
@@ -304,6 +312,10 @@ impl Sim {
                 }
             }
         }
+        if pairs.is_empty() {
+            return; // All are on one side.
+        }
+        self.count(if both { "payload: partition" } else { "payload: one-way partition" });
         let name = self.payload.next_partition;
         self.payload.next_partition += 1;
         self.payload.partitions.insert(name, pairs);

@@ -2,7 +2,8 @@
 //! its seeds is a failure of the simulator: it would not see that rule broken by accident either.
 //!
 //! `cargo test --release -p simulator --features canaries --test canaries` prints which checker saw
-//! each broken rule, and how many seeds that took. Names of canaries after `--` run those alone.
+//! each broken rule, and in which seed: each hunt begins with seed 1, so that is also how many
+//! seeds it took. Names of canaries after `--` run those alone.
 
 #![forbid(unsafe_code)]
 
@@ -24,8 +25,8 @@ const GREEN: u64 = 100;
 
 /// What came of a canary.
 struct Outcome {
-    /// How many seeds it took; none if all were green.
-    seeds: Option<u64>,
+    /// The seed that saw it; none if all were green.
+    seed: Option<u64>,
     /// The checker that saw it, and what it said.
     seen: String,
 }
@@ -34,11 +35,11 @@ impl Outcome {
     fn row(&self, canary: Canary) -> String {
         let name = format!("{canary:?}");
         let seen: String = self.seen.replace('\n', " ").chars().take(100).collect();
-        let (seeds, seen) = match self.seeds {
-            Some(seeds) => (seeds, seen),
-            None => (SEEDS, "SURVIVED".to_owned()),
+        let (seed, seen) = match self.seed {
+            Some(seed) => (seed.to_string(), seen),
+            None => ("none".to_owned(), format!("SURVIVED {SEEDS} seeds")),
         };
-        format!("{name:<20} {:<5} {seeds:>5}  {seen}", &name[..2])
+        format!("{name:<20} {:<5} {seed:>5}  {seen}", &name[..2])
     }
 }
 
@@ -49,10 +50,10 @@ fn hunt(canary: Canary) -> Outcome {
         if let Some(first) = report.failures.first()
             && run(seed, &Options::default()).failures.is_empty()
         {
-            return Outcome { seeds: Some(seed), seen: first.clone() };
+            return Outcome { seed: Some(seed), seen: first.clone() };
         }
     }
-    Outcome { seeds: None, seen: String::new() }
+    Outcome { seed: None, seen: String::new() }
 }
 
 /// Runs `each` on all of `items`, one thread a core.
@@ -81,14 +82,14 @@ fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let asked = |canary: &Canary| wanted.is_empty() || wanted.contains(&format!("{canary:?}"));
     let canaries: Vec<Canary> = Canary::ALL.iter().copied().filter(asked).collect();
-    println!("{:<20} {:<5} {:>5}  checker that saw it", "canary", "rule", "seeds");
+    println!("{:<20} {:<5} {:>5}  checker that saw it", "canary", "rule", "seed");
     let outcomes = share(&canaries, |canary| {
         let outcome = hunt(*canary);
         // Told as it comes: a reader need not wait for the slowest.
         println!("{}", outcome.row(*canary));
         outcome
     });
-    let survivors = outcomes.values().filter(|outcome| outcome.seeds.is_none()).count();
+    let survivors = outcomes.values().filter(|outcome| outcome.seed.is_none()).count();
     let seeds: Vec<u64> = (1..=GREEN).collect();
     let reports = share(&seeds, |seed| run(*seed, &Options::default()));
     let red = reports.values().filter(|report| !report.failures.is_empty());

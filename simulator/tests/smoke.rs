@@ -6,8 +6,8 @@ use simulator::{Options, Report, run};
 /// Runs a seed; whatever a checker objects to is told with the command that shows it again.
 fn checked(seed: u64, options: &Options) -> Report {
     let report = run(seed, options);
-    let again = format!("again: cargo run --release -p simulator -- --seed {seed}");
-    assert!(report.failures.is_empty(), "{}\n{again}", report.failures.join("\n"));
+    let again = options.command(seed);
+    assert!(report.failures.is_empty(), "{}\nagain: {again}", report.failures.join("\n"));
     report
 }
 

@@ -99,6 +99,17 @@ impl Registers {
         Ok(())
     }
 
+    /// R3 and R4: a host that starts again holds and has exposed no less than before.
+    fn start(&self, host: ServerId, copied: &[u64], exposed: &[u64]) -> Result<(), String> {
+        let known = [&self.copied[host.index()], &self.exposed[host.index()]];
+        for (rule, before, now) in [("R3", known[0], copied), ("R4", known[1], exposed)] {
+            if now.len() != self.n || before.iter().zip(now).any(|(before, now)| now < before) {
+                return Err(format!("{rule}: host {host} starts with {now:?}, had {before:?}"));
+            }
+        }
+        Ok(())
+    }
+
     fn expose(&mut self, host: ServerId, upto: &[u64]) -> Result<(), String> {
         for writer in 0..self.n {
             let before = self.exposed[host.index()][writer];
@@ -139,6 +150,9 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
         match event {
             Event::Copied { host, record } => registers.copy(*host, record)?,
             Event::Exposed { host, upto } => registers.expose(*host, upto)?,
+            Event::HostStarted { host, copied, exposed } => {
+                registers.start(*host, copied, exposed)?;
+            }
             Event::HostFault { host, peer, what } => {
                 return Err(format!("host {host} says that host {peer} {what}"));
             }
@@ -221,6 +235,21 @@ mod tests {
         let second = [&second[..], &[copied(1, accept(1, 1, [1, 0, 0]))]].concat();
         let third = [copied(2, accept(1, 1, [1, 0, 0])), exposed(2, [0, 1, 0])];
         rejected(&[&[first], &second[..], &third].concat(), "R4");
+    }
+
+    #[test]
+    fn a_host_that_starts_again_with_less_is_rejected() {
+        let start = |copied: [u64; 3], exposed: [u64; 3]| {
+            let (copied, exposed) = (copied.to_vec(), exposed.to_vec());
+            Event::HostStarted { host: ServerId(0), copied, exposed }
+        };
+        let before = [copied(0, accept(0, 1, [0; 3])), exposed(0, [1, 0, 0])];
+        let then = |next: Event| [&before[..], &[next]].concat();
+        assert_eq!(judge(check, &then(start([1, 0, 0], [1, 0, 0]))), Ok(()));
+        // It died before anybody saw that it has one record more.
+        assert_eq!(judge(check, &then(start([2, 0, 0], [1, 0, 0]))), Ok(()));
+        rejected(&then(start([0; 3], [0; 3])), "R3");
+        rejected(&then(start([1, 0, 0], [0; 3])), "R4");
     }
 
     #[test]
