@@ -52,6 +52,8 @@ pub enum Citing {
     Unseen,
     /// Those of an earlier term.
     OtherTerm,
+    /// Those of a later term: it opens its term only when others have left it already.
+    Jumped,
     /// Whatever positions.
     Random,
 }
@@ -203,12 +205,13 @@ const FORGERIES: [Forgery; 5] = [
     Forgery::Misnamed,
     Forgery::Accomplice,
 ];
-const CITINGS: [Citing; 6] = [
+const CITINGS: [Citing; 7] = [
     Citing::CherryPicked,
     Citing::Few,
     Citing::OneWriter,
     Citing::Unseen,
     Citing::OtherTerm,
+    Citing::Jumped,
     Citing::Random,
 ];
 const LIES: [Lie; 8] = [

@@ -18,7 +18,7 @@ use shared_registers::record::{Body, Record};
 use shared_registers::words::Words;
 
 use super::script::{Announced, Script};
-use super::strategies::{Abuse, Citing, Deed, Forgery, Lie, all, only};
+use super::strategies::{Abuse, Citing, Deed, Forgery, Lie, Strategy, When, all, only};
 use super::{Guest, GuestConfig, GuestInput, GuestOutput};
 use crate::memory::{Memory, SimWords};
 
@@ -61,9 +61,12 @@ fn order(n: usize, client: u32, count: u64) -> OrderMessage {
 
 impl Stage {
     fn new(who: u16, deeds: &[Deed], script: &Script) -> Stage {
-        let n = 3;
+        Stage::with(only(3, ServerId(who), deeds), script)
+    }
+
+    fn with(strategies: Vec<Option<Vec<Strategy>>>, script: &Script) -> Stage {
+        let n = strategies.len();
         let now = Micros(1_000_000);
-        let strategies = only(n, ServerId(who), deeds);
         let actor = |(i, strategies): (usize, Option<Vec<_>>)| {
             let limits = RegisterLimits {
                 max_payload_bytes: 64,
@@ -406,6 +409,13 @@ fn change_exhibits() -> Vec<Exhibit> {
         (1, vec![Deed::Cite(Citing::OneWriter)], |s, w| {
             openings(s, w).iter().any(|e| e.len() == 2 && e[0] == e[1])
         }),
+        (1, vec![Deed::Cite(Citing::Jumped)], |s, w| {
+            // It cites its own term's end.
+            let cited = |p: &Position| s.stream(p.writer.0).get(p.seq.0 as usize - 1).cloned();
+            let later = |term: Term, p: &Position| matches!(cited(p), Some(Wrote::Change(left)) if left >= term);
+            let all = proposals(s, w);
+            all.iter().any(|p| !p.2.is_empty() && p.2.iter().all(|cited| later(p.0, cited)))
+        }),
         (1, vec![Deed::Cite(Citing::Random)], |s, w| {
             openings(s, w).iter().flatten().any(|cited| cited.seq.0 > 20 || cited.seq.0 == 0)
         }),
@@ -475,6 +485,59 @@ fn each_deed_leaves_its_mark_and_a_correct_guest_leaves_none() {
     let seen = exhibits().into_iter().filter(|(who, _, seen)| seen(&calm, *who));
     let seen: Vec<_> = seen.map(|(who, deeds, _)| (who, deeds)).collect();
     assert_eq!(seen, [], "this is to be seen of correct guests too");
+}
+
+/// Orders of one client, 10 ms apart: to which of them a backup lied that does so at this time.
+fn lies(when: When) -> Vec<bool> {
+    const ORDERS: u64 = 12;
+    let lie = Strategy { deed: Deed::Lie(Lie::Reply), when };
+    let mut stage = Stage::with(vec![None, Some(vec![lie]), None], &Script::default());
+    let mut lies = Vec::new();
+    for count in 1..=ORDERS {
+        stage.send(0, count);
+        let is_lie = |answer: &ToClient| match answer {
+            ToClient::Reply(reply) if reply.count == count => {
+                Some(reply.digest == Digest::of(&[b"a lie"]))
+            }
+            _ => None,
+        };
+        lies.push(stage.said(1).find_map(is_lie).expect("it answers, truly or not"));
+        stage.pass(10);
+    }
+    lies
+}
+
+#[test]
+fn never_is_at_no_time() {
+    assert_eq!(lies(When::Never), [false; 12]);
+}
+
+#[test]
+fn always_is_every_time() {
+    assert_eq!(lies(When::Always), [true; 12]);
+}
+
+#[test]
+fn by_chance_is_at_some_times() {
+    let some = lies(When::Chance(500));
+    assert!(some.contains(&true) && some.contains(&false), "{some:?}");
+    assert_eq!(
+        (lies(When::Chance(0)), lies(When::Chance(1000))),
+        (vec![false; 12], vec![true; 12])
+    );
+}
+
+#[test]
+fn from_a_delivery_on_is_from_that_very_one_on() {
+    let orders: Vec<bool> = (1..=12).map(|order| order >= 5).collect();
+    assert_eq!(lies(When::FromOrder(OrderNumber(5))), orders);
+}
+
+#[test]
+fn between_two_moments_is_with_the_first_and_without_the_second() {
+    // By its own clock the orders come after 0, 10, 20 ms and so on.
+    let orders: Vec<bool> = (1..=12).map(|order| (4..7).contains(&order)).collect();
+    assert_eq!(lies(When::Between(Micros::from_ms(30), Micros::from_ms(60))), orders);
 }
 
 #[test]
