@@ -21,6 +21,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use shared_registers::canary::{Canary, broken};
 use shared_registers::crypto::{ClusterId, Digest};
 use shared_registers::ids::{Micros, OrderId, OrderNumber, ServerId};
 use shared_registers::limits::MAX_PAYLOAD_BYTES;
@@ -366,7 +367,8 @@ impl Listener {
             self.counters.duplicate += 1;
         }
         // P5: believed when `f + 1` servers sent the same.
-        if slot.agreed.is_none() && slot.support(vote) > self.config.f {
+        let short = usize::from(broken(Canary::P5ListenerQuorum));
+        if slot.agreed.is_none() && slot.support(vote) > self.config.f - short {
             slot.agreed = Some(vote);
             self.fetches.insert((now.plus(self.config.fetch), order));
         }

@@ -87,6 +87,8 @@ canaries! {
     C2Repeated,
     /// C2: an order is delivered before those that its client sent earlier.
     C2Early,
+    /// C2: an order that is skipped takes an order number.
+    C2Skipped,
     /// P3: a sequencer does not suspect itself.
     P3Self,
     /// P3: an order that its client sent to a backup goes no further.
@@ -95,6 +97,10 @@ canaries! {
     P4VoteAfterChange,
     /// P4: an opening without a batch gets no votes.
     P4BaseVote,
+    /// P5: a client believes `f` equal replies.
+    P5Quorum,
+    /// P5: a listener believes `f` equal deliveries.
+    P5ListenerQuorum,
 }
 
 #[cfg(not(feature = "canaries"))]

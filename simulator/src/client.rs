@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use protocol::client_session::{self as session, ClientSession, SessionConfig, Ticket};
 use protocol::listener::{self, Listener, ListenerConfig};
-use protocol::messages::{OrderMessage, ToClient, ToServer};
+use protocol::messages::{Delivery, OrderMessage, Reply, ToClient, ToServer};
 use rand::{Rng, RngExt};
 use rand_chacha::ChaCha8Rng;
 use shared_registers::crypto::{MacKey, Secret};
@@ -113,6 +113,7 @@ impl Client {
         let (mut to_do, mut heard, mut used) = (Vec::new(), Vec::new(), false);
         match input {
             Input::FromServer(server, message) => {
+                out.extend(told(self.id, server, &message).map(Output::Note));
                 if matches!(message, ToClient::Delivery(_) | ToClient::TooOld { .. }) {
                     let input = listener::Input::FromServer(server, message);
                     self.tell_listener(now, input, &mut heard);
@@ -252,6 +253,22 @@ impl Client {
             "waits for {orders:?}; its listener wants {heard:?} and {last} were delivered; {:?}",
             self.session.counters()
         )
+    }
+}
+
+/// What a server's message says was delivered, for the history.
+fn told(client: ClientId, server: ServerId, message: &ToClient) -> Option<Event> {
+    match message {
+        ToClient::Reply(Reply { session, count, order, digest, .. }) => {
+            let id = OrderId { client, session: *session, count: *count };
+            let (order, digest) = (*order, *digest);
+            Some(Event::Told { client, server, id, order, digest, time: None })
+        }
+        ToClient::Delivery(Delivery { order, id, digest, time, .. }) => {
+            let (id, order, digest, time) = (*id, *order, *digest, Some(*time));
+            Some(Event::Told { client, server, id, order, digest, time })
+        }
+        _ => None,
     }
 }
 

@@ -141,6 +141,7 @@ impl Sim {
             self.count("client clock went back");
             let person = &mut self.crowd.people[client.index()];
             person.wall = Micros(person.wall.0 - self.rng.random_range(1..20_000_000));
+            self.history.push(self.now, Happened::ClockWentBack { client });
         }
         self.after(back, Event::ClientStart(client));
     }

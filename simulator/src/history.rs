@@ -22,6 +22,12 @@ pub enum Event {
         /// Who.
         client: ClientId,
     },
+    /// A client that crashed will find its clock behind where it was. From then on its sessions need
+    /// not grow as section 3 has it: it may give one name to two messages, or two names to one.
+    ClockWentBack {
+        /// Whose.
+        client: ClientId,
+    },
     /// A correct client's caller wants this ordered, after all that it wanted before.
     Broadcast {
         /// Who.
@@ -38,6 +44,21 @@ pub enum Event {
         id: OrderId,
         /// The order's digest.
         digest: Digest,
+    },
+    /// A server told a correct client that an order was delivered, truly or not.
+    Told {
+        /// Who was told.
+        client: ClientId,
+        /// By whom.
+        server: ServerId,
+        /// Under which name it is said to be delivered.
+        id: OrderId,
+        /// In which place.
+        order: OrderNumber,
+        /// The digest of the reply or, in a delivery, of the order.
+        digest: Digest,
+        /// The time of a delivery; none in a reply.
+        time: Option<Micros>,
     },
     /// `f + 1` servers told a correct client that an order was delivered.
     Answered {

@@ -95,6 +95,8 @@ pub struct Report {
     pub hash: u64,
     /// What a checker objects to, or how the run panicked.
     pub failures: Vec<String>,
+    /// The code under test panicked: no checker has seen anything of this run.
+    pub panicked: bool,
     /// Virtual time.
     pub time: Micros,
     /// Events.
@@ -111,13 +113,16 @@ pub struct Report {
 
 /// Runs one seed, and lets every checker look at what happened.
 pub fn run(seed: u64, options: &Options) -> Report {
-    // A panic of the code under test is a failure of this seed, and not the end of all others.
-    let run = AssertUnwindSafe(|| run_unguarded(seed, options));
-    catch_unwind(run).unwrap_or_else(|panic| {
+    guarded(seed, || run_unguarded(seed, options))
+}
+
+/// A panic of the code under test is a failure of this seed, and not the end of all others.
+fn guarded(seed: u64, run: impl FnOnce() -> Report) -> Report {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
         let why = format!("panicked: {}", text.unwrap_or_default());
-        Report { seed, failures: vec![why], ..Report::default() }
+        Report { seed, failures: vec![why], panicked: true, ..Report::default() }
     })
 }
 
@@ -135,6 +140,7 @@ fn run_unguarded(seed: u64, options: &Options) -> Report {
         seed,
         hash: sim.history().hash(),
         failures,
+        panicked: false,
         time: sim.now(),
         steps: sim.steps(),
         faults: sim.fault_counts().clone(),
@@ -153,4 +159,18 @@ fn sequencer_changes(history: &History) -> u64 {
         _ => None,
     };
     history.events().iter().filter_map(change).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_told_from_what_checkers_find() {
+        let panicked = guarded(3, || panic!("an assertion of the code under test"));
+        let why = "panicked: an assertion of the code under test".to_owned();
+        assert_eq!((panicked.seed, panicked.panicked, panicked.failures), (3, true, vec![why]));
+        let red = Report { failures: vec!["liveness: late".to_owned()], ..Report::default() };
+        assert!(!guarded(3, || red).panicked);
+    }
 }

@@ -17,6 +17,8 @@ struct Seen {
     /// By client: in which incarnation its caller wanted which message, and under which name.
     broadcast: BTreeMap<(ClientId, Vec<u8>), (u64, u64)>,
     incarnations: BTreeMap<ClientId, u64>,
+    /// Clients whose clock has gone back. What they wanted before must still come once at most.
+    unsteady: BTreeSet<ClientId>,
     /// The one order, as far as it was delivered anywhere.
     delivered: BTreeMap<OrderNumber, OrderId>,
     names: BTreeMap<OrderId, OrderNumber>,
@@ -72,7 +74,10 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
             Event::ClientStarted { client, .. } => {
                 *seen.incarnations.entry(*client).or_default() += 1;
             }
-            Event::Broadcast { client, ticket, payload } if facts.is_steady(*client) => {
+            Event::ClockWentBack { client } => {
+                seen.unsteady.insert(*client);
+            }
+            Event::Broadcast { client, ticket, payload } if !seen.unsteady.contains(client) => {
                 let incarnation = seen.incarnations.get(client).copied().unwrap_or(0);
                 seen.broadcast.insert((*client, payload.clone()), (incarnation, *ticket));
             }
@@ -139,6 +144,18 @@ mod tests {
         assert!(judge(2, id(0, 1), b"a").is_err(), "one name in two places");
         assert!(judge(2, id(0, 2), b"a").is_err(), "one message under two names");
         assert_eq!(judge(1, id(0, 1), b"a"), Ok(()), "another server's delivery");
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_excuses_what_is_wanted_after_it() {
+        let sent = [sent(id(0, 1), b"a"), sent(id(0, 2), b"a")];
+        let twice = [delivered(0, 1, id(0, 1), b"a"), delivered(0, 2, id(0, 2), b"a")];
+        let back = Event::ClockWentBack { client: ClientId(0) };
+        let wanted = broadcast(0, 1, b"a");
+        let after = [&[back.clone(), wanted.clone()], &sent[..], &twice].concat();
+        assert_eq!(judge(check, &after), Ok(()));
+        let before = [&[wanted, back], &sent[..], &twice].concat();
+        assert!(judge(check, &before).is_err());
     }
 
     #[test]

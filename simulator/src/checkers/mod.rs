@@ -10,7 +10,7 @@
 //! | [`agreement`] | DA2: at the end all correct servers are at one place |
 //! | [`integrity`] | DA3: nothing forged, nothing twice, each client's messages in its order |
 //! | [`registers`] | R1-R5, over the registers of all hosts |
-//! | [`replies`] | what clients were answered is what was delivered, in real-time order |
+//! | [`replies`] | P5: what clients believed `f + 1` had said, and is delivered; real-time order |
 //! | [`replay`] | the order, executed anew, gives every reply |
 //! | [`bounds`] | nothing grows past its bound |
 //! | [`liveness`] | DA1: after the faults everything asked for is delivered everywhere, in time |
@@ -30,7 +30,7 @@ pub mod total_order;
 use shared_registers::ids::Micros;
 
 use crate::history::Event;
-use crate::plan::{ClientPlan, Plan};
+use crate::plan::Plan;
 
 /// Events and when they happened.
 pub type Events = [(Micros, Event)];
@@ -44,9 +44,6 @@ pub struct Facts {
     pub f: usize,
     /// By client: it lies.
     pub lying: Vec<bool>,
-    /// By client: its clock may have gone back, so that its sessions did not grow as section 3 has
-    /// it. It may then give one name to two messages, or two names to one.
-    pub unsteady: Vec<bool>,
     /// What was not done when the run ended, as the clients tell it.
     pub complaint: Option<String>,
 }
@@ -55,14 +52,7 @@ impl Facts {
     /// What a plan says, and what was not done at the end of its run.
     pub fn new(plan: &Plan, complaint: Option<String>) -> Facts {
         let lying = plan.clients.iter().map(|client| client.lying).collect();
-        let back = |client: &ClientPlan| client.clock_back && client.crash_every.is_some();
-        let unsteady = plan.clients.iter().map(back).collect();
-        Facts { n: plan.n, f: plan.f, lying, unsteady, complaint }
-    }
-
-    /// Whether a client's sessions grow, as section 3 has it.
-    pub fn is_steady(&self, client: shared_registers::ids::ClientId) -> bool {
-        self.unsteady.get(client.index()).is_none_or(|unsteady| !unsteady)
+        Facts { n: plan.n, f: plan.f, lying, complaint }
     }
 
     /// Whether a client does what a client should.
@@ -109,7 +99,7 @@ mod made_up {
     use crate::history::{Event, Says};
 
     pub(super) fn facts() -> Facts {
-        Facts { n: 3, f: 1, lying: vec![false, true], unsteady: vec![false; 2], complaint: None }
+        Facts { n: 3, f: 1, lying: vec![false, true], complaint: None }
     }
 
     /// What a checker says of these events, a millisecond apart.
@@ -154,6 +144,13 @@ mod made_up {
     pub(super) fn answered(ticket: u64, id: OrderId, order: u64, reply: &[u8]) -> Event {
         let (client, order, reply) = (id.client, OrderNumber(order), Some(reply.to_vec()));
         Event::Answered { client, ticket, id, order, reply }
+    }
+
+    /// A reply that a server sent.
+    pub(super) fn told(server: u16, id: OrderId, order: u64, reply: &[u8]) -> Event {
+        let (client, digest) = (id.client, Digest::of(&[reply]));
+        let (server, order) = (ServerId(server), OrderNumber(order));
+        Event::Told { client, server, id, order, digest, time: None }
     }
 
     pub(super) fn admitted(host: u16, seq: u64, seen: [u64; 3], says: Says) -> Event {

@@ -17,6 +17,16 @@ impl Byzantine {
         cites && self.opened == Some(term)
     }
 
+    /// Whether this guest is to open `term`, and waits for others to leave it first: it cites them.
+    pub(super) fn lets_pass(&mut self, term: Term) -> bool {
+        term > Term(0)
+            && self.segment == term
+            && self.view.sequences(term)
+            && self.opened != Some(term)
+            && self.view.reader.term(term).is_none()
+            && self.at_work(|deed| *deed == Deed::Cite(Citing::Jumped)).is_some()
+    }
+
     pub(super) fn opening_schemes(&mut self) {
         let term = self.segment;
         let Some(before) = term.0.checked_sub(1).map(Term) else { return };
@@ -80,16 +90,8 @@ impl Byzantine {
                 evidence.push(self.view.next_of(*unseen));
                 Some(evidence)
             }
-            Citing::OtherTerm => {
-                let mut evidence: Vec<Position> = Vec::new();
-                for position in self.view.changes_below(before) {
-                    if evidence.iter().all(|cited| cited.writer != position.writer) {
-                        evidence.push(position);
-                    }
-                }
-                evidence.truncate(needed);
-                (evidence.len() == needed).then_some(evidence)
-            }
+            Citing::OtherTerm => of_distinct_writers(self.view.changes_below(before), needed),
+            Citing::Jumped => of_distinct_writers(self.view.changes_above(before), needed),
             Citing::Random => {
                 let n = self.n as u16;
                 let rng = &mut self.rng;
@@ -101,4 +103,16 @@ impl Byzantine {
             }
         }
     }
+}
+
+/// The first `needed` of these CHANGEs of distinct writers, if there are so many.
+fn of_distinct_writers(changes: Vec<Position>, needed: usize) -> Option<Vec<Position>> {
+    let mut evidence: Vec<Position> = Vec::new();
+    for position in changes {
+        if evidence.iter().all(|cited| cited.writer != position.writer) {
+            evidence.push(position);
+        }
+    }
+    evidence.truncate(needed);
+    (evidence.len() == needed).then_some(evidence)
 }

@@ -26,7 +26,8 @@ impl Byzantine {
             Body::Change(change) => {
                 let never = self.at_work(|deed| *deed == Deed::ChangeNever).is_some();
                 // One who takes its vote back does so in its own time.
-                if never || self.waits_to_turn(change.term) {
+                let stays = self.waits_to_turn(change.term) || self.lets_pass(change.term);
+                if never || stays {
                     self.keep_back();
                 } else {
                     self.say(&Body::Change(*change));
@@ -61,7 +62,7 @@ impl Byzantine {
         evidence: &[Position],
         mut items: Vec<Item>,
     ) {
-        if !evidence.is_empty() && self.has_opened(term) {
+        if !evidence.is_empty() && (self.has_opened(term) || self.lets_pass(term)) {
             return self.keep_back();
         }
         let before = items.clone();

@@ -52,6 +52,8 @@ pub enum Citing {
     Unseen,
     /// Those of an earlier term.
     OtherTerm,
+    /// Those of a later term: it opens its term only when others have left it already.
+    Jumped,
     /// Whatever positions.
     Random,
 }
@@ -203,12 +205,13 @@ const FORGERIES: [Forgery; 5] = [
     Forgery::Misnamed,
     Forgery::Accomplice,
 ];
-const CITINGS: [Citing; 6] = [
+const CITINGS: [Citing; 7] = [
     Citing::CherryPicked,
     Citing::Few,
     Citing::OneWriter,
     Citing::Unseen,
     Citing::OtherTerm,
+    Citing::Jumped,
     Citing::Random,
 ];
 const LIES: [Lie; 8] = [
@@ -316,8 +319,8 @@ fn opener(rng: &mut ChaCha8Rng) -> Vec<Strategy> {
     always(deeds)
 }
 
-/// Draws what a broken-in guest of a cluster of `n` does on its own.
-pub fn draw(rng: &mut ChaCha8Rng, _n: usize) -> Vec<Strategy> {
+/// Draws what a broken-in guest does on its own.
+pub fn draw(rng: &mut ChaCha8Rng) -> Vec<Strategy> {
     match rng.random_range(0..14) {
         0..=1 => mixture(rng),
         2..=3 => always([pick(rng, &all())]),
@@ -376,7 +379,7 @@ pub fn break_in(rng: &mut ChaCha8Rng, f: usize) -> Vec<Option<Vec<Strategy>>> {
     let together = count >= 2 && rng.random_bool(0.6);
     let drawn = match together {
         true => collusion(rng, count),
-        false => (0..count).map(|_| draw(rng, n)).collect(),
+        false => (0..count).map(|_| draw(rng)).collect(),
     };
     for (member, strategies) in members.into_iter().zip(drawn) {
         guests[member] = Some(strategies);
@@ -384,7 +387,7 @@ pub fn break_in(rng: &mut ChaCha8Rng, f: usize) -> Vec<Option<Vec<Strategy>>> {
     guests
 }
 
-/// The server that is broken into and its neighbours' numbers, for tests that want them fixed.
+/// Of a cluster of `n`, `who` alone is broken into and always does these deeds; for tests.
 pub fn only(n: usize, who: ServerId, deeds: &[Deed]) -> Vec<Option<Vec<Strategy>>> {
     let mut guests = vec![None; n];
     guests[who.index()] = Some(always(deeds.iter().copied()));

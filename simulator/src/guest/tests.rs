@@ -1,6 +1,7 @@
 //! Each strategy does what its name says: on a small stage of real hosts, its guest's stream, its
 //! host's counters or its answers hold what they would not without it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use host_agent::{Host, HostConfig, Input, Now};
@@ -17,7 +18,7 @@ use shared_registers::record::{Body, Record};
 use shared_registers::words::Words;
 
 use super::script::{Announced, Script};
-use super::strategies::{Abuse, Citing, Deed, Forgery, Lie, all, only};
+use super::strategies::{Abuse, Citing, Deed, Forgery, Lie, Strategy, When, all, only};
 use super::{Guest, GuestConfig, GuestInput, GuestOutput};
 use crate::memory::{Memory, SimWords};
 
@@ -60,9 +61,12 @@ fn order(n: usize, client: u32, count: u64) -> OrderMessage {
 
 impl Stage {
     fn new(who: u16, deeds: &[Deed], script: &Script) -> Stage {
-        let n = 3;
+        Stage::with(only(3, ServerId(who), deeds), script)
+    }
+
+    fn with(strategies: Vec<Option<Vec<Strategy>>>, script: &Script) -> Stage {
+        let n = strategies.len();
         let now = Micros(1_000_000);
-        let strategies = only(n, ServerId(who), deeds);
         let actor = |(i, strategies): (usize, Option<Vec<_>>)| {
             let limits = RegisterLimits {
                 max_payload_bytes: 64,
@@ -278,7 +282,10 @@ impl Stage {
 /// What is to be seen of a deed of server `who`'s guest.
 type Seen = fn(&Stage, u16) -> bool;
 
-fn proposals(stage: &Stage, who: u16) -> Vec<(Term, Batch, Vec<Position>, Vec<OrderId>)> {
+/// A PROPOSE: its term, batch, evidence and orders.
+type Proposal = (Term, Batch, Vec<Position>, Vec<OrderId>);
+
+fn proposals(stage: &Stage, who: u16) -> Vec<Proposal> {
     let of = |wrote| match wrote {
         Wrote::Propose { term, batch, evidence, ids } => Some((term, batch, evidence, ids)),
         _ => None,
@@ -316,8 +323,16 @@ fn same_orders_twice(stage: &Stage, who: u16) -> bool {
         .any(|(.., ids)| ids.iter().any(|id| ids.iter().filter(|i| *i == id).count() > 1))
 }
 
-/// Every deed that leaves something to be seen, whose it is to be, and what is seen of it.
-fn exhibits() -> Vec<(u16, Vec<Deed>, Seen)> {
+/// A deed that leaves something to be seen, whose it is to be, and what is seen of it.
+type Exhibit = (u16, Vec<Deed>, Seen);
+
+/// Every deed that leaves something to be seen in the course of a [`Stage::play`].
+fn exhibits() -> Vec<Exhibit> {
+    [vote_exhibits(), proposal_exhibits(), change_exhibits(), lie_exhibits(), abuse_exhibits()]
+        .concat()
+}
+
+fn vote_exhibits() -> Vec<Exhibit> {
     vec![
         (0, vec![Deed::Silent], |s, w| s.stream(w).is_empty() && s.said(w).count() == 0),
         (1, vec![Deed::VoteOtherTerm], |s, w| votes(s, w).iter().any(|v| v.1 > v.0)),
@@ -336,6 +351,14 @@ fn exhibits() -> Vec<(u16, Vec<Deed>, Seen)> {
         (2, vec![Deed::VoteFalling], |s, w| {
             votes(s, w).windows(2).any(|two| two[0].1 == two[1].1 && two[1].2 < two[0].2)
         }),
+        (2, vec![Deed::Turncoat, Deed::VoteFalling], |s, w| {
+            votes(s, w).windows(2).any(|two| two[0].1 == two[1].1 && two[1].2 < two[0].2)
+        }),
+    ]
+}
+
+fn proposal_exhibits() -> Vec<Exhibit> {
+    vec![
         (0, vec![Deed::Forge(Forgery::WrongMac)], |s, w| s.dropped(w, DropReason::OrderMac) > 0),
         (0, vec![Deed::Forge(Forgery::OtherClient)], |s, w| s.dropped(w, DropReason::OrderMac) > 0),
         (0, vec![Deed::Forge(Forgery::Altered)], |s, w| s.dropped(w, DropReason::OrderMac) > 0),
@@ -374,19 +397,33 @@ fn exhibits() -> Vec<(u16, Vec<Deed>, Seen)> {
         (0, vec![Deed::Starve(ClientId(1))], |s, w| {
             !proposals(s, w).iter().flat_map(|p| &p.3).any(|id| id.client == ClientId(1))
         }),
+    ]
+}
+
+fn change_exhibits() -> Vec<Exhibit> {
+    vec![
         (2, vec![Deed::ChangeEarly], |s, w| matches!(s.stream(w)[0], Wrote::Change(Term(0)))),
         (2, vec![Deed::ChangeJump], |s, w| s.dropped(w, DropReason::Change) > 0),
         (2, vec![Deed::ChangeNever], |s, w| changes(s, w).is_empty()),
-        (2, vec![Deed::Turncoat, Deed::VoteFalling], |s, w| {
-            votes(s, w).windows(2).any(|two| two[0].1 == two[1].1 && two[1].2 < two[0].2)
-        }),
         (1, vec![Deed::Cite(Citing::Few)], |s, w| openings(s, w).iter().any(|e| e.len() == 1)),
         (1, vec![Deed::Cite(Citing::OneWriter)], |s, w| {
             openings(s, w).iter().any(|e| e.len() == 2 && e[0] == e[1])
         }),
+        (1, vec![Deed::Cite(Citing::Jumped)], |s, w| {
+            // It cites its own term's end.
+            let cited = |p: &Position| s.stream(p.writer.0).get(p.seq.0 as usize - 1).cloned();
+            let later = |term: Term, p: &Position| matches!(cited(p), Some(Wrote::Change(left)) if left >= term);
+            let all = proposals(s, w);
+            all.iter().any(|p| !p.2.is_empty() && p.2.iter().all(|cited| later(p.0, cited)))
+        }),
         (1, vec![Deed::Cite(Citing::Random)], |s, w| {
             openings(s, w).iter().flatten().any(|cited| cited.seq.0 > 20 || cited.seq.0 == 0)
         }),
+    ]
+}
+
+fn lie_exhibits() -> Vec<Exhibit> {
+    vec![
         (1, vec![Deed::Lie(Lie::Reply)], |s, w| {
             s.said(w)
                 .any(|a| matches!(a, ToClient::Reply(r) if r.digest == Digest::of(&[b"a lie"])))
@@ -416,6 +453,11 @@ fn exhibits() -> Vec<(u16, Vec<Deed>, Seen)> {
         (1, vec![Deed::Lie(Lie::TooOld)], |s, w| {
             s.said(w).any(|a| matches!(a, ToClient::TooOld { .. }))
         }),
+    ]
+}
+
+fn abuse_exhibits() -> Vec<Exhibit> {
+    vec![
         (1, vec![Deed::Abuse(Abuse::Torn)], |s, w| s.dropped(w, DropReason::Framing) > 0),
         (1, vec![Deed::Abuse(Abuse::Length)], |s, w| s.dropped(w, DropReason::Framing) > 0),
         (1, vec![Deed::Abuse(Abuse::Rewrite)], |s, w| s.dropped(w, DropReason::Malformed) > 0),
@@ -445,6 +487,59 @@ fn each_deed_leaves_its_mark_and_a_correct_guest_leaves_none() {
     assert_eq!(seen, [], "this is to be seen of correct guests too");
 }
 
+/// Orders of one client, 10 ms apart: to which of them a backup lied that does so at this time.
+fn lies(when: When) -> Vec<bool> {
+    const ORDERS: u64 = 12;
+    let lie = Strategy { deed: Deed::Lie(Lie::Reply), when };
+    let mut stage = Stage::with(vec![None, Some(vec![lie]), None], &Script::default());
+    let mut lies = Vec::new();
+    for count in 1..=ORDERS {
+        stage.send(0, count);
+        let is_lie = |answer: &ToClient| match answer {
+            ToClient::Reply(reply) if reply.count == count => {
+                Some(reply.digest == Digest::of(&[b"a lie"]))
+            }
+            _ => None,
+        };
+        lies.push(stage.said(1).find_map(is_lie).expect("it answers, truly or not"));
+        stage.pass(10);
+    }
+    lies
+}
+
+#[test]
+fn never_is_at_no_time() {
+    assert_eq!(lies(When::Never), [false; 12]);
+}
+
+#[test]
+fn always_is_every_time() {
+    assert_eq!(lies(When::Always), [true; 12]);
+}
+
+#[test]
+fn by_chance_is_at_some_times() {
+    let some = lies(When::Chance(500));
+    assert!(some.contains(&true) && some.contains(&false), "{some:?}");
+    assert_eq!(
+        (lies(When::Chance(0)), lies(When::Chance(1000))),
+        (vec![false; 12], vec![true; 12])
+    );
+}
+
+#[test]
+fn from_a_delivery_on_is_from_that_very_one_on() {
+    let orders: Vec<bool> = (1..=12).map(|order| order >= 5).collect();
+    assert_eq!(lies(When::FromOrder(OrderNumber(5))), orders);
+}
+
+#[test]
+fn between_two_moments_is_with_the_first_and_without_the_second() {
+    // By its own clock the orders come after 0, 10, 20 ms and so on.
+    let orders: Vec<bool> = (1..=12).map(|order| (4..7).contains(&order)).collect();
+    assert_eq!(lies(When::Between(Micros::from_ms(30), Micros::from_ms(60))), orders);
+}
+
 #[test]
 fn whoever_colludes_votes_for_what_was_announced() {
     let script = Script::default();
@@ -467,18 +562,29 @@ fn who_announces_says_what_it_then_proposes() {
 
 #[test]
 fn twins_propose_the_same_batch_each_with_its_own_orders() {
-    let mut stage = Stage::new(0, &[Deed::Twin], &Script::default());
-    for client in [0, 1] {
-        for i in 0..3 {
-            let order = ToServer::Order(order(3, client, 1));
-            stage.guest(i, GuestInput::FromClient(ClientId(client), order));
+    let forked = |deeds: &[Deed]| {
+        let mut stage = Stage::new(0, deeds, &Script::default());
+        // The first is on its way: what comes meanwhile is proposed at one moment, by both.
+        for (client, count) in [(0, 1), (0, 2), (1, 1)] {
+            let order = ToServer::Order(order(3, client, count));
+            stage.guest(0, GuestInput::FromClient(ClientId(client), order));
         }
-    }
-    stage.settle();
-    stage.play();
-    let all = proposals(&stage, 0);
-    let of_one = |ids: &[OrderId]| ids.iter().all(|id| id.client == ids[0].client);
-    assert!(all.iter().all(|p| of_one(&p.3)), "{all:?}");
+        stage.settle();
+        let all = proposals(&stage, 0);
+        let clients = |ids: &[OrderId]| ids.iter().map(|id| id.client).collect::<BTreeSet<_>>();
+        let fork = |p: &Proposal, q: &Proposal| {
+            (p.0, p.1) == (q.0, q.1)
+                && !p.3.is_empty()
+                && !q.3.is_empty()
+                && clients(&p.3).is_disjoint(&clients(&q.3))
+        };
+        let forks = all.iter().zip(1..).any(|(p, i)| all[i..].iter().any(|q| fork(p, q)));
+        (forks, all)
+    };
+    let (twins, all) = forked(&[Deed::Twin]);
+    assert!(twins, "{all:?}");
+    let (correct, all) = forked(&[]);
+    assert!(!correct && all.len() > 1, "{all:?}");
 }
 
 #[test]

@@ -130,6 +130,12 @@ impl View {
         self.changes.iter().filter_map(of).collect()
     }
 
+    /// The CHANGEs of terms above `term`, oldest first.
+    pub(super) fn changes_above(&self, term: Term) -> Vec<Position> {
+        let of = |(t, position): &(Term, Position)| (*t > term).then_some(*position);
+        self.changes.iter().filter_map(of).collect()
+    }
+
     /// How many other servers have a CHANGE of exactly `term`.
     pub(super) fn others_left(&self, term: Term) -> usize {
         self.changes_of(term).iter().filter(|position| position.writer != self.me).count()
