@@ -22,8 +22,8 @@ pub enum Event {
         /// Who.
         client: ClientId,
     },
-    /// A client that crashed will find its clock behind where it was. From then on its sessions need
-    /// not grow as section 3 has it: it may give one name to two messages, or two names to one.
+    /// A client that crashed will find its clock behind where it was. From then on its sessions
+    /// need not grow as section 3 has it: it may give one name to two messages, or two names to one.
     ClockWentBack {
         /// Whose.
         client: ClientId,

@@ -1,7 +1,7 @@
 //! What a guest that was never broken into may write: proposals in its own terms, one batch after
 //! the other (V2); votes that rise, in the term that it is in (V3, P4); nothing in a term that it
-//! has left. It forwards what clients send it to the sequencer (P3). A host that admitted one of its
-//! frames twice, or out of its place, shows here (R1, R3).
+//! has left. It forwards what clients send it to the sequencer (P3). A host that admitted one of
+//! its frames twice, or out of its place, shows here (R1, R3).
 
 use std::collections::{BTreeMap, BTreeSet};
 
