@@ -207,15 +207,15 @@ impl Geometry {
 
     /// Whether the limits are ones that the formats can hold; else a sentence that says why not.
     pub fn check(&self) -> Result<(), String> {
-        let ring = |name: &str, bytes: u64| {
-            let room = self.max_record_bytes() as u64 * 2;
+        let ring = |name: &str, bytes: u64, records: u64| {
+            let room = self.max_record_bytes() as u64 * records;
             if !bytes.is_power_of_two() || !(MIN_RING_BYTES..=MAX_RING_BYTES).contains(&bytes) {
                 Err(format!(
                     "{name} = {bytes} is not a power of two from {MIN_RING_BYTES} to {MAX_RING_BYTES}"
                 ))
             } else if bytes < room {
                 Err(format!(
-                    "{name} = {bytes} is too small for two records of the largest payload ({room} bytes)"
+                    "{name} = {bytes} is too small for {records} records of the largest payload ({room} bytes)"
                 ))
             } else {
                 Ok(())
@@ -224,8 +224,9 @@ impl Geometry {
         if self.n > MAX_SERVERS || self.n.is_multiple_of(2) {
             return Err(format!("{} servers are not 2f+1 of at most {MAX_SERVERS}", self.n));
         }
-        ring("ring_bytes", self.limits.ring_bytes)?;
-        ring("write_ring_bytes", self.limits.write_ring_bytes)
+        // All batches since the last stable checkpoint have to fit, and what is in flight besides.
+        ring("ring_bytes", self.limits.ring_bytes, 8)?;
+        ring("write_ring_bytes", self.limits.write_ring_bytes, 2)
     }
 
     /// Writes the header of an empty read file.

@@ -16,6 +16,7 @@
 //! | [`codec`] | fixed little-endian reading and writing of bytes |
 //! | [`order`] | an order, its digest and its MAC |
 //! | [`record`] | PROPOSE, ACCEPT, CHANGE and the header that a host stamps on them |
+//! | [`checkpoint`] | which checkpoint is stable |
 //! | [`words`] | shared memory as atomic words, and rings in it |
 //! | [`layout`] | which word of which file means what |
 //! | [`host_side`], [`guest_side`] | the two files as a host, and as a guest, uses them |
@@ -27,6 +28,7 @@
 pub mod bell;
 pub mod canary;
 pub mod channel;
+pub mod checkpoint;
 pub mod cluster;
 pub mod codec;
 pub mod crypto;

@@ -7,7 +7,8 @@ pub const MAX_SERVERS: usize = 31;
 pub const MAX_CLIENTS: usize = 4096;
 /// Most orders of one PROPOSE: the drop notice has one bit for each.
 pub const MAX_ORDERS_PER_BATCH: usize = 1024;
-/// A batch takes no further order once its payloads are past so many bytes.
+/// A batch takes no further order once its payloads are past so many bytes, or past
+/// [`RegisterLimits::soft_batch_bytes`] where rings are small.
 pub const SOFT_BATCH_BYTES: usize = 1 << 20;
 /// The largest payload that a cluster can be configured for.
 pub const MAX_PAYLOAD_BYTES: usize = 16 << 20;
@@ -15,6 +16,8 @@ pub const MAX_PAYLOAD_BYTES: usize = 16 << 20;
 pub const MIN_RING_BYTES: u64 = 1 << 16;
 /// Largest ring of either file.
 pub const MAX_RING_BYTES: u64 = 1 << 36;
+/// Checkpoint claims of one writer that are counted at a time: the newest (section 6).
+pub const CLAIMS_HELD: usize = 16;
 /// Frames that a host takes from its guest before it looks at its peers again.
 pub const MAX_FRAMES_PER_TURN: usize = 64;
 /// Bytes that wait in a link's send buffer before its sender holds back.
@@ -41,10 +44,22 @@ pub struct RegisterLimits {
 }
 
 impl RegisterLimits {
+    /// A batch takes no further order once its payloads are past so many bytes: a small part of a
+    /// ring, since a ring has to hold all batches since the last stable checkpoint.
+    pub fn soft_batch_bytes(&self) -> usize {
+        SOFT_BATCH_BYTES.min(usize::try_from(self.ring_bytes / 32).unwrap_or(SOFT_BATCH_BYTES))
+    }
+
     /// The largest body that a frame or record can have, in bytes: a batch just below
-    /// [`SOFT_BATCH_BYTES`] that takes one more order of the largest size.
+    /// [`Self::soft_batch_bytes`] that takes one more order of the largest size.
     pub fn max_body_bytes(&self) -> usize {
         let per_order = crate::order::ORDER_HEADER_BYTES + crate::crypto::MAC_BYTES;
-        4096 + SOFT_BATCH_BYTES + self.max_payload_bytes + MAX_ORDERS_PER_BATCH * per_order
+        4096 + self.soft_batch_bytes() + self.max_payload_bytes + MAX_ORDERS_PER_BATCH * per_order
+    }
+
+    /// `K` of section 6: the weight of orders from one checkpoint to the next, see
+    /// [`weight`](crate::order::weight). Four of them fill a ring.
+    pub fn checkpoint_weight(&self) -> u64 {
+        self.ring_bytes / 4
     }
 }

@@ -13,6 +13,15 @@ use crate::ids::{ClientId, OrderId};
 /// Bytes of an order in a PROPOSE, without its MAC and payload.
 pub const ORDER_HEADER_BYTES: usize = 24 + DIGEST_BYTES;
 
+/// Bytes that an order takes in rings besides its payload, and more: with its share of the records
+/// that propose and accept its batch, were it alone in it.
+pub const ORDER_WEIGHT: u64 = 512;
+
+/// What an order weighs towards the next checkpoint: at least what it takes of any stream's ring.
+pub fn weight(payload_bytes: usize) -> u64 {
+    ORDER_WEIGHT + payload_bytes as u64
+}
+
 /// The digest of an order: over the cluster's id, the identity and the payload.
 pub fn digest(cluster: &ClusterId, id: OrderId, payload: &[u8]) -> Digest {
     Digest::of(&[
