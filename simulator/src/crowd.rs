@@ -1,5 +1,7 @@
 //! The clients of a simulation, and what they are put through.
 
+use protocol::messages::{self, ToClient};
+use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use shared_registers::ids::{ClientId, Micros, OrderNumber, ServerId};
 
@@ -9,8 +11,6 @@ use crate::engine::{Event, Sim};
 use crate::history::Event as Happened;
 use crate::plan::Plan;
 use crate::servers::EPOCH;
-use protocol::messages::ToClient;
-use rand::RngExt;
 
 /// Orders of one client in the whole run: what is bounded is what the rings must hold.
 const MAX_ORDERS: u64 = 60;
@@ -176,6 +176,7 @@ impl Sim {
         message: ToClient,
     ) {
         if self.is_open(client, server, generation) {
+            self.history.trace((server, client, messages::encode(&message)));
             self.step_client(client, Input::FromServer(server, message));
         }
     }
