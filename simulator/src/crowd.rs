@@ -96,7 +96,7 @@ impl Sim {
 
     /// A client starts: its first incarnation, or one after a crash.
     pub(crate) fn start_client(&mut self, client: ClientId) {
-        let plan = self.plan.clients[client.index()].clone();
+        let plan = self.plan.clients[client.index()];
         let person = &mut self.crowd.people[client.index()];
         if let Mind::Correct(Some(_)) = &person.mind {
             return;
@@ -123,7 +123,7 @@ impl Sim {
 
     /// A client crashes; unless it stays down, it starts again some time.
     pub(crate) fn crash_client(&mut self, client: ClientId) {
-        let plan = self.plan.clients[client.index()].clone();
+        let plan = self.plan.clients[client.index()];
         let back = self.between((Micros(10_000), Micros(2_000_000)));
         let person = &mut self.crowd.people[client.index()];
         let Mind::Correct(mind @ Some(_)) = &mut person.mind else { return };

@@ -25,7 +25,7 @@ use crate::plan::Plan;
 use crate::servers::Server;
 
 /// Something that is going to happen.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// A host looks at its guest's frames.
     HostLooks(ServerId),

@@ -163,7 +163,7 @@ impl Sim {
 
     /// When a timer goes off that should at `at`.
     pub(crate) fn skewed(&mut self, at: Micros) -> Micros {
-        let plan = self.plan.processes.clone();
+        let plan = self.plan.processes;
         if self.happens(plan.early_timers) {
             self.count("timer early");
             let left = at.since(self.now);

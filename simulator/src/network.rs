@@ -6,8 +6,7 @@
 //! spared what a stream of bytes rules out: losing a part of it breaks the connection, and a new one
 //! starts afresh. To attack the decoders too, some messages' bytes are altered and decoded.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::messages::{self, Forward, OrderMessage, ToClient, ToServer};
 use rand::RngExt;
@@ -29,7 +28,7 @@ struct Connection {
     up: bool,
     /// What belongs to an earlier one is lost.
     generation: u64,
-    /// The next part of a stream comes after this, to the guest and to the client.
+    /// By [`Way`]: the next part of a stream comes after this.
     floors: [Micros; 2],
     dialing: bool,
 }
@@ -72,6 +71,13 @@ enum Fate {
     Closed,
 }
 
+/// On a client's connection: to the guest, or to the client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Up,
+    Down,
+}
+
 /// Whether a message is a part of a subscription's stream.
 fn streams_up(message: &ToServer) -> bool {
     !matches!(message, ToServer::Order(_) | ToServer::FetchReply { .. })
@@ -86,7 +92,7 @@ impl Sim {
         if self.payload.blocked(from, to) {
             return if stream { Fate::Closed } else { Fate::Lost };
         }
-        let plan = self.plan.payload.clone();
+        let plan = self.plan.payload;
         if self.happens(plan.flip) {
             self.count("payload: flipped bit");
             return Fate::Closed;
@@ -133,32 +139,9 @@ impl Sim {
             self.break_connection(client, server);
             return;
         };
-        let stream = streams_up(&message);
-        let connection = self.payload.connection(client, server);
-        if !connection.up {
-            return;
-        }
-        let generation = connection.generation;
-        let fate = self.fate(Node::Client(client), Node::Guest(server), stream);
-        let (first, second) = match fate {
-            Fate::Lost => return,
-            Fate::Closed => {
-                self.break_connection(client, server);
-                return;
-            }
-            Fate::Comes(first, second) => (first, second),
-        };
-        let mut at = self.now.plus(first);
-        if stream {
-            let floor = &mut self.payload.connection(client, server).floors[0];
-            *floor = at.max(floor.plus(Micros(1)));
-            at = *floor;
-        }
-        if let Some(again) = second {
-            let message = message.clone();
-            self.after(again, Event::ToServer { client, server, generation, message });
-        }
-        self.at(at, Event::ToServer { client, server, generation, message });
+        let (way, stream) = (Way::Up, streams_up(&message));
+        let event = |generation| Event::ToServer { client, server, generation, message };
+        self.send(client, server, way, stream, event);
     }
 
     pub(crate) fn send_to_client(&mut self, server: ServerId, client: ClientId, message: ToClient) {
@@ -168,14 +151,31 @@ impl Sim {
         if let Some(bytes) = self.alter(messages::encode(&message)) {
             let _ = messages::decode::<ToClient>(&bytes);
         }
-        let stream = streams_down(&message);
+        let (way, stream) = (Way::Down, streams_down(&message));
+        let event = |generation| Event::ToClient { server, client, generation, message };
+        self.send(client, server, way, stream, event);
+    }
+
+    /// Sends something on a connection, if it is up: `event` is its arrival, on the connection of
+    /// this generation.
+    fn send(
+        &mut self,
+        client: ClientId,
+        server: ServerId,
+        way: Way,
+        stream: bool,
+        event: impl FnOnce(u64) -> Event,
+    ) {
         let connection = self.payload.connection(client, server);
         if !connection.up {
             return;
         }
         let generation = connection.generation;
-        let fate = self.fate(Node::Guest(server), Node::Client(client), stream);
-        let (first, second) = match fate {
+        let (mut from, mut to) = (Node::Client(client), Node::Guest(server));
+        if way == Way::Down {
+            (from, to) = (to, from);
+        }
+        let (first, second) = match self.fate(from, to, stream) {
             Fate::Lost => return,
             Fate::Closed => {
                 self.break_connection(client, server);
@@ -185,15 +185,15 @@ impl Sim {
         };
         let mut at = self.now.plus(first);
         if stream {
-            let floor = &mut self.payload.connection(client, server).floors[1];
+            let floor = &mut self.payload.connection(client, server).floors[way as usize];
             *floor = at.max(floor.plus(Micros(1)));
             at = *floor;
         }
+        let event = event(generation);
         if let Some(again) = second {
-            let message = message.clone();
-            self.after(again, Event::ToClient { server, client, generation, message });
+            self.after(again, event.clone());
         }
-        self.at(at, Event::ToClient { server, client, generation, message });
+        self.at(at, event);
     }
 
     pub(crate) fn send_forward(&mut self, from: ServerId, to: ServerId, order: OrderMessage) {
@@ -210,11 +210,11 @@ impl Sim {
         else {
             return;
         };
+        let event = Event::Forward { from, to, epoch, order };
         if let Some(again) = second {
-            let order = order.clone();
-            self.after(again, Event::Forward { from, to, epoch, order });
+            self.after(again, event.clone());
         }
-        self.after(first, Event::Forward { from, to, epoch, order });
+        self.after(first, event);
     }
 
     pub(crate) fn reach_server(

@@ -46,7 +46,7 @@ pub struct Plan {
 }
 
 /// The cluster's settings.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// `T_change`.
     pub change: Micros,
@@ -63,7 +63,7 @@ pub struct Timing {
 }
 
 /// What a client is like.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct ClientPlan {
     /// It lies instead of doing what a client does.
     pub lying: bool,
@@ -82,7 +82,7 @@ pub struct ClientPlan {
 }
 
 /// Faults of the payload network. Probabilities are per message, in thousandths.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct PayloadPlan {
     /// Shortest and longest delay when nothing is wrong.
     pub delay: (Micros, Micros),
@@ -105,7 +105,7 @@ pub struct PayloadPlan {
 }
 
 /// Faults of the trusted network.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct TrustedPlan {
     /// Shortest and longest delay of a frame.
     pub delay: (Micros, Micros),
@@ -116,7 +116,7 @@ pub struct TrustedPlan {
 }
 
 /// What becomes of processes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct ProcessPlan {
     /// Mean time between crashes of hosts, and how long one is down at most.
     pub host_crash_every: Option<(Micros, Micros)>,
