@@ -8,6 +8,7 @@ use shared_registers::ids::{ClientId, Micros, OrderNumber, ServerId};
 use crate::client::{Client, Input, Liar, Output};
 use crate::clock::Clock;
 use crate::engine::{Event, Sim};
+use crate::faults::Timer;
 use crate::history::Event as Happened;
 use crate::plan::Plan;
 use crate::servers::EPOCH;
@@ -28,7 +29,7 @@ struct Person {
     clock: Clock,
     /// What its wall clock shows more than its other one, to number sessions.
     wall: Micros,
-    timer_at: Option<Micros>,
+    timer: Option<Timer>,
     tickets: u64,
     lies: u64,
     rng: ChaCha8Rng,
@@ -50,7 +51,7 @@ impl Crowd {
                 drift_ppm: rng.random_range(-drift..=drift),
             },
             wall: EPOCH,
-            timer_at: None,
+            timer: None,
             tickets: 0,
             lies: 0,
             rng: Sim::derive(rng),
@@ -108,7 +109,7 @@ impl Sim {
             let life = (session, person.rng.random());
             let new = Client::start(client, self.plan.f, &plan, &self.plan.timing, life);
             *mind = Some(Box::new(new));
-            person.timer_at = None;
+            person.timer = None;
             self.history.push(self.now, Happened::ClientStarted { client, session });
             if plan.listens {
                 self.history.push(self.now, Happened::ListenerStarted { client });
@@ -190,8 +191,10 @@ impl Sim {
 
     pub(crate) fn client_timer(&mut self, client: ClientId, epoch: u64) {
         let person = &mut self.crowd.people[client.index()];
-        if person.epoch == epoch && person.timer_at.is_some_and(|at| at <= self.now) {
-            person.timer_at = None;
+        if person.epoch == epoch
+            && let Some(timer) = person.timer.take_if(|timer| timer.at <= self.now)
+        {
+            self.went_off(timer);
             self.step_client(client, Input::Timer);
         }
     }
@@ -222,14 +225,14 @@ impl Sim {
         let Mind::Correct(Some(process)) = &person.mind else { return };
         let Some(deadline) = process.next_deadline() else { return };
         let (at, epoch) = (person.clock.when(deadline), person.epoch);
-        if person.timer_at.is_some_and(|set| set <= at) {
+        if person.timer.is_some_and(|set| set.at <= at) {
             return;
         }
-        let at = self.skewed(at).max(self.now.plus(Micros(10)));
+        let timer = self.skewed(at);
         let person = &mut self.crowd.people[client.index()];
-        if person.timer_at.is_none_or(|set| set > at) {
-            person.timer_at = Some(at);
-            self.at(at, Event::ClientTimer(client, epoch));
+        if person.timer.is_none_or(|set| set.at > timer.at) {
+            person.timer = Some(timer);
+            self.at(timer.at, Event::ClientTimer(client, epoch));
         }
     }
 

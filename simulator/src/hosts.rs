@@ -99,7 +99,7 @@ impl Sim {
         let exposed = registers.exposed_all().into_vec();
         server.host = Some(Host::new(config, registers, now));
         server.host_epoch += 1;
-        server.dies_after = None;
+        (server.dies_after, server.tick) = (None, None);
         let epoch = server.host_epoch;
         self.history.push(self.now, Happened::HostStarted { host, copied, exposed });
         self.after(Micros(1), Event::HostTick(host, epoch));
@@ -135,9 +135,11 @@ impl Sim {
             // Its period is one of its own clock, which drifts, and its timer is a timer.
             let clock = self.servers[host.index()].host_clock;
             let due = clock.when(clock.show(self.now).plus(self.plan.timing.exchange));
-            // At once would be once more in the same moment, perhaps for ever.
-            let at = self.skewed(due).max(self.now.plus(Micros(10)));
-            self.at(at, Event::HostTick(host, epoch));
+            let timer = self.skewed(due);
+            if let Some(now) = self.servers[host.index()].tick.replace(timer) {
+                self.went_off(now);
+            }
+            self.at(timer.at, Event::HostTick(host, epoch));
             self.step_host(host, Input::Tick);
         }
     }
@@ -260,7 +262,8 @@ impl Sim {
         }
         let turn = process.step(now, input);
         if dies.is_some() {
-            self.count("host crash in mid-step");
+            let torn = server.read.has_lost();
+            self.count(if torn { "host crash in mid-step" } else { "host crash" });
             let time = self.plan.processes.host_crash_every.map_or(Micros(0), |(_, most)| most);
             let back = self.between((Micros(100), time));
             self.after(back, Event::HostStart(host));
@@ -425,14 +428,10 @@ fn says(bytes: &[u8], n: usize) -> Says {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use rand::SeedableRng;
-    use rand_chacha::ChaCha8Rng;
     use shared_registers::layout::{LinkState, hint_word};
     use shared_registers::words::Words;
 
     use super::*;
-    use crate::history::History;
-    use crate::plan::{Plan, Wishes};
 
     /// Whether every host says that its link to every other is up (R8).
     fn all_linked(sim: &Sim) -> bool {
@@ -457,10 +456,7 @@ mod tests {
     #[test]
     fn a_host_that_comes_back_at_once_is_linked_again() {
         for seed in 0..50 {
-            let wishes = Wishes { calm: true, f: Some(1) };
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            let plan = Plan::draw(&mut rng, &wishes);
-            let mut sim = Sim::new(plan, rng, History::new(false));
+            let mut sim = Sim::calm(seed);
             pass(&mut sim, Micros(300_000));
             assert!(all_linked(&sim), "seed {seed}");
             sim.crash_host(ServerId(0));
@@ -473,10 +469,7 @@ mod tests {
     #[test]
     fn two_runs_differ_in_which_hosts_frames_differ_in_one_byte() {
         let trace = |byte| {
-            let wishes = Wishes { calm: true, f: Some(1) };
-            let mut rng = ChaCha8Rng::seed_from_u64(1);
-            let plan = Plan::draw(&mut rng, &wishes);
-            let mut sim = Sim::new(plan, rng, History::new(false));
+            let mut sim = Sim::calm(1);
             let (from, to) = (ServerId(0), ServerId(1));
             sim.trusted.way(from, to).in_flight = 1;
             // Its link is not up: nobody looks at what comes.

@@ -336,21 +336,14 @@ impl Sim {
 #[cfg(test)]
 mod tests {
     use protocol::messages::Refusal;
-    use rand::SeedableRng;
-    use rand_chacha::ChaCha8Rng;
     use shared_registers::ids::OrderId;
 
     use super::*;
     use crate::cluster;
-    use crate::history::History;
-    use crate::plan::{Plan, Wishes};
 
     /// The trace of a run after `what` happened in it.
     fn trace(what: impl FnOnce(&mut Sim)) -> u64 {
-        let wishes = Wishes { calm: true, f: Some(1) };
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let plan = Plan::draw(&mut rng, &wishes);
-        let mut sim = Sim::new(plan, rng, History::new(false));
+        let mut sim = Sim::calm(1);
         what(&mut sim);
         sim.history().hash()
     }
