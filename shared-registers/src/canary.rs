@@ -89,6 +89,8 @@ canaries! {
     C2Early,
     /// C2: an order that is skipped takes an order number.
     C2Skipped,
+    /// P1: a client whose clock went back takes the very next session.
+    P1Leap,
     /// P3: a sequencer does not suspect itself.
     P3Self,
     /// P3: an order that its client sent to a backup goes no further.

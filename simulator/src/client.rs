@@ -240,6 +240,11 @@ impl Client {
         [self.session.next_deadline(), listener].into_iter().flatten().min()
     }
 
+    /// Whether it was told that its session is an old one, and took a new one.
+    pub(crate) fn has_leapt(&self) -> bool {
+        self.session.counters().sessions > 0
+    }
+
     /// Whether everything that its caller wanted is done, and its listener has heard up to `last`.
     pub(crate) fn is_content(&self, last: OrderNumber) -> bool {
         self.unanswered.is_empty() && self.listener.as_ref().is_none_or(|l| l.next() > last)

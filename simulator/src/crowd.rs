@@ -30,6 +30,8 @@ struct Person {
     /// What its wall clock shows more than its other one, to number sessions.
     wall: Micros,
     timer: Option<Timer>,
+    /// It has not crashed again since it crashed by itself.
+    relapses: bool,
     tickets: u64,
     lies: u64,
     rng: ChaCha8Rng,
@@ -52,6 +54,7 @@ impl Crowd {
             },
             wall: EPOCH,
             timer: None,
+            relapses: false,
             tickets: 0,
             lies: 0,
             rng: Sim::derive(rng),
@@ -106,7 +109,8 @@ impl Sim {
         let epoch = person.epoch;
         if let Mind::Correct(mind) = &mut person.mind {
             let session = person.clock.show(self.now).plus(person.wall).0;
-            let life = (session, person.rng.random());
+            // 24 bits, as real clients draw them.
+            let life = (session, person.rng.random::<u32>() >> 8);
             let new = Client::start(client, self.plan.f, &plan, &self.plan.timing, life);
             *mind = Some(Box::new(new));
             person.timer = None;
@@ -126,8 +130,30 @@ impl Sim {
     pub(crate) fn crash_client(&mut self, client: ClientId) {
         let plan = self.plan.clients[client.index()];
         let back = self.between((Micros(10_000), Micros(2_000_000)));
+        if !self.stop_client(client) || plan.stays_down {
+            return;
+        }
+        self.crowd.people[client.index()].relapses = plan.relapses;
+        if plan.clock_back && self.rng.random_bool(0.5) {
+            self.set_clock_back(client);
+        }
+        self.after(back, Event::ClientStart(client));
+    }
+
+    /// A client crashes that has just taken a session past those of its earlier lives. What it sent
+    /// in that may still be on its way when its next life, whose clock is behind too, takes one.
+    pub(crate) fn relapse(&mut self, client: ClientId, epoch: u64) {
+        if self.crowd.epoch(client) == epoch && !self.healed && self.stop_client(client) {
+            self.set_clock_back(client);
+            let back = self.between((Micros(100), Micros(20_000)));
+            self.after(back, Event::ClientStart(client));
+        }
+    }
+
+    /// A client's process is gone. False if it was not there.
+    fn stop_client(&mut self, client: ClientId) -> bool {
         let person = &mut self.crowd.people[client.index()];
-        let Mind::Correct(mind @ Some(_)) = &mut person.mind else { return };
+        let Mind::Correct(mind @ Some(_)) = &mut person.mind else { return false };
         *mind = None;
         person.epoch += 1;
         self.count("client crash");
@@ -135,16 +161,14 @@ impl Sim {
         for server in ServerId::all(self.plan.n) {
             self.break_connection(client, server);
         }
-        if plan.stays_down {
-            return;
-        }
-        if plan.clock_back && self.rng.random_bool(0.5) {
-            self.count("client clock went back");
-            let person = &mut self.crowd.people[client.index()];
-            person.wall = Micros(person.wall.0 - self.rng.random_range(1..20_000_000));
-            self.history.push(self.now, Happened::ClockWentBack { client });
-        }
-        self.after(back, Event::ClientStart(client));
+        true
+    }
+
+    fn set_clock_back(&mut self, client: ClientId) {
+        self.count("client clock went back");
+        let person = &mut self.crowd.people[client.index()];
+        person.wall = Micros(person.wall.0 - self.rng.random_range(1..20_000_000));
+        self.history.push(self.now, Happened::ClockWentBack { client });
     }
 
     fn want_later(&mut self, client: ClientId, epoch: u64) {
@@ -207,7 +231,13 @@ impl Sim {
         if process.step(now, input, person.tickets + 1, &mut person.rng, &mut out) {
             person.tickets += 1;
         }
+        let relapses = process.has_leapt() && std::mem::take(&mut person.relapses);
+        let epoch = person.epoch;
         self.carry_out_client(client, out);
+        if relapses {
+            let soon = self.between((Micros(0), Micros(20_000)));
+            self.after(soon, Event::Relapse(client, epoch));
+        }
         self.arm_client(client);
     }
 

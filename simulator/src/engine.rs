@@ -63,6 +63,8 @@ pub(crate) enum Event {
     ClientWants(ClientId, u64),
     /// A client starts again.
     ClientStart(ClientId),
+    /// A client crashes that crashed only just before; of this incarnation.
+    Relapse(ClientId, u64),
     /// A liar lies.
     Lie(ClientId),
     /// A paused process goes on.
@@ -315,6 +317,7 @@ impl Sim {
             Event::ClientTimer(client, epoch) => self.client_timer(client, epoch),
             Event::ClientWants(client, epoch) => self.client_wants(client, epoch),
             Event::ClientStart(client) => self.start_client(client),
+            Event::Relapse(client, epoch) => self.relapse(client, epoch),
             Event::Lie(client) => self.lie(client),
             Event::Resume(process) => self.resume(process),
             Event::Rejoin(partition) => self.rejoin(partition),

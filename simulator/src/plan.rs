@@ -79,6 +79,8 @@ pub struct ClientPlan {
     pub stays_down: bool,
     /// Its clock may have gone back when it starts again.
     pub clock_back: bool,
+    /// It crashes once more as soon as it was told so, and its clock goes back once more.
+    pub relapses: bool,
 }
 
 /// Faults of the payload network. Probabilities are per message, in thousandths.
@@ -162,6 +164,10 @@ fn spells(rng: &mut ChaCha8Rng, every_ms: (u64, u64), most: u64) -> Option<(Micr
 impl Plan {
     /// Draws everything.
     pub fn draw(rng: &mut ChaCha8Rng, wishes: &Wishes) -> Plan {
+        // What was thought of later is drawn from a stream of its own, so that seeds which are kept
+        // for what they once found go on finding it.
+        let mut later = rng.clone();
+        later.set_stream(1);
         let drawn = [1, 1, 1, 1, 1, 1, 2, 2, 2, 3][rng.random_range(0..10)];
         let f = wishes.f.unwrap_or(drawn);
         let n = 2 * f + 1;
@@ -184,6 +190,9 @@ impl Plan {
         plan.clients = (0..count).map(|i| ClientPlan::draw(clients, i, wishes.calm)).collect();
         if wishes.calm {
             return plan;
+        }
+        for client in &mut plan.clients {
+            client.relapses = later.random_bool(0.5) && client.clock_back;
         }
         plan.guests = strategies::break_in(guests, f);
         plan.payload = PayloadPlan::draw(&mut part());
@@ -219,6 +228,7 @@ impl ClientPlan {
             crash_every: every(rng, 500, 5_000).filter(|_| may),
             stays_down: rng.random_bool(0.3),
             clock_back: rng.random_bool(0.2),
+            relapses: false,
         }
     }
 }
