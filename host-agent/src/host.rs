@@ -227,7 +227,9 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         };
         let frame = Frame { seq, drops, body: &self.body };
         match self.admission.admit(&frame, moment) {
-            Ok((record, counter)) => {
+            Ok((mut record, counter)) => {
+                let again = self.registers.fetch_again();
+                record.body = again.as_deref().unwrap_or(record.body);
                 self.bytes.clear();
                 Record::encode(&record.stamp, record.body, &mut self.bytes);
                 self.registers.append(&record, &self.bytes)?;

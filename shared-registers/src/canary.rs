@@ -29,6 +29,8 @@ canaries! {
     R1OrderDigest,
     /// R1: a CHANGE is admitted whatever CHANGEs its guest has seen.
     R1Change,
+    /// R1: a frame is checked, and then copied out of its guest's file once more.
+    R1DoubleFetch,
     /// R1: a frame behind a drop takes the dropped one's place, acknowledged or not. (As built its
     /// number would not fit either: both checks are off.)
     R1Unacknowledged,

@@ -289,6 +289,16 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         Taken::Frame(Frame { seq: Seq(word(0)), drops: word(1), body })
     }
 
+    /// For [`Canary::R1DoubleFetch`] alone: the body of the frame that [`Self::take`] gave, as the
+    /// guest's file has it now.
+    pub fn fetch_again(&self) -> Option<Vec<u8>> {
+        broken(Canary::R1DoubleFetch).then(|| {
+            let (ring, mut again) = (self.geometry.frame_ring(), Vec::new());
+            ring.get(&self.write, self.consumed + 8, self.copy.len(), &mut again);
+            again.split_off(FRAME_HEADER_BYTES - 8)
+        })
+    }
+
     /// Whether a head can be the place behind a last whole frame.
     fn possible(&self, head: u64) -> bool {
         let waiting = head.wrapping_sub(self.consumed);
