@@ -349,6 +349,13 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         self.streams.iter().map(|s| s.exposed).collect()
     }
 
+    /// Of the streams of which most are: records that are here, and those that are not exposed.
+    pub fn longest(&self) -> (usize, usize) {
+        let most = |length: fn(&Stream) -> usize| self.streams.iter().map(length).max();
+        let (here, waiting) = (most(|s| s.places.len() - 1), most(|s| s.waiting.len()));
+        (here.unwrap_or(0), waiting.unwrap_or(0))
+    }
+
     /// Appends a record that follows what is here. It is not exposed yet.
     pub fn append(&mut self, record: &Record<'_>, bytes: &[u8]) -> Result<(), StreamFull> {
         let writer = record.stamp.writer;

@@ -11,12 +11,14 @@ use shared_registers::canary::{Canary, broken};
 use shared_registers::crypto::Digest;
 use shared_registers::host_side::HostRegisters;
 use shared_registers::ids::{ClientId, Micros, Seq, ServerId};
+use shared_registers::limits::{LINK_SEND_BYTES, MAX_FRAMES_PER_TURN};
 use shared_registers::order;
 use shared_registers::record::{Body, Record};
 
 use crate::cluster::{self, CLUSTER};
 use crate::engine::{Event, Sim};
 use crate::history::{Event as Happened, RecordSeen, Said, Says};
+use crate::plan::MAX_LINK_FRAMES;
 
 /// What a host learns of its link to a peer: of which connection, too.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +31,7 @@ pub(crate) enum LinkNews {
 #[derive(Clone, Default)]
 struct Direction {
     in_flight: usize,
+    bytes: usize,
     /// The next frame comes after this.
     floor: Micros,
     /// The last connection that the receiver was told is up.
@@ -173,7 +176,8 @@ impl Sim {
             return;
         }
         self.history.trace((from, to, bytes));
-        self.trusted.way(from, to).in_flight -= 1;
+        let way = self.trusted.way(from, to);
+        (way.in_flight, way.bytes) = (way.in_flight - 1, way.bytes - bytes.len());
         self.step_host(to, Input::PeerFrame(from, bytes));
         self.pump_link(from, to);
     }
@@ -199,7 +203,7 @@ impl Sim {
         for (host, peer) in [(a, b), (b, a)] {
             let at = now.plus(self.between(self.plan.trusted.delay));
             let way = self.trusted.way(peer, host);
-            (way.in_flight, way.floor) = (0, at);
+            (way.in_flight, way.bytes, way.floor) = (0, 0, at);
             let epoch = self.servers[host.index()].host_epoch;
             let link = LinkNews::Up(generation);
             self.at(at, Event::HostLink { host, peer, epoch, link });
@@ -243,7 +247,7 @@ impl Sim {
     }
 
     fn step_host(&mut self, host: ServerId, input: Input<'_>) {
-        let now = self.host_now(host);
+        let (now, before) = (self.host_now(host), self.admitted(host));
         let server = &mut self.servers[host.index()];
         let Some(process) = &mut server.host else { return };
         process.registers_mut().wake();
@@ -278,8 +282,26 @@ impl Sim {
                 self.break_link(host, peer, Micros(0));
             }
         }
+        let queues = self.servers[host.index()].host.as_ref().map(Host::queues);
+        queues.into_iter().flatten().for_each(|queue| self.measure(host, queue));
+        let admitted = self.admitted(host) - before;
+        self.measure(host, ("records admitted in one turn", admitted, MAX_FRAMES_PER_TURN));
         self.observe(host);
         self.after_host_step(host);
+    }
+
+    /// Records that a running host has of its own stream.
+    fn admitted(&self, host: ServerId) -> usize {
+        let process = self.servers[host.index()].host.as_ref();
+        process.map_or(0, |process| process.registers().copied(host).0 as usize)
+    }
+
+    /// Something of a host's that is bounded is so long now.
+    fn measure(&mut self, host: ServerId, queue: (&'static str, usize, usize)) {
+        let news = self.servers[host.index()].longest.is(u32::from(host.0), queue);
+        if let Some(event) = news {
+            self.history.push(self.now, event);
+        }
     }
 
     /// What the agent does around a step: it spreads what it can, rings, and sleeps.
@@ -305,6 +327,7 @@ impl Sim {
         let generation = link.generation;
         while self.trusted.link(from, to).up
             && self.trusted.way(from, to).in_flight < self.plan.trusted.window
+            && self.trusted.way(from, to).bytes < LINK_SEND_BYTES
         {
             let mut bytes = Vec::new();
             let Some(host) = &mut self.servers[from.index()].host else { return };
@@ -316,10 +339,15 @@ impl Sim {
             }
             let at = self.now.plus(self.between(self.plan.trusted.delay));
             let way = self.trusted.way(from, to);
-            way.in_flight += 1;
+            (way.in_flight, way.bytes) = (way.in_flight + 1, way.bytes + bytes.len());
+            let (frames, held) = (way.in_flight, way.bytes);
             way.floor = at.max(way.floor.plus(Micros(1)));
             let at = way.floor;
             self.at(at, Event::HostFrame { to, from, generation, bytes });
+            // One frame goes past what a link holds.
+            let largest = 1 + cluster::geometry(from, self.plan.n).max_record_bytes();
+            self.measure(from, ("bytes on a link", held, LINK_SEND_BYTES + largest));
+            self.measure(from, ("frames on a link", frames, MAX_LINK_FRAMES));
         }
     }
 
@@ -471,7 +499,8 @@ mod tests {
         let trace = |byte| {
             let mut sim = Sim::calm(1);
             let (from, to) = (ServerId(0), ServerId(1));
-            sim.trusted.way(from, to).in_flight = 1;
+            let way = sim.trusted.way(from, to);
+            (way.in_flight, way.bytes) = (1, 1);
             // Its link is not up: nobody looks at what comes.
             sim.host_frame(to, from, 0, &[byte]);
             sim.history().hash()

@@ -11,6 +11,9 @@ use crate::guest::strategies::{self, Strategy};
 /// Most virtual time that the faults last.
 pub const MAX_FAULTS: Micros = Micros::from_ms(12_000);
 
+/// Most frames that a link of the trusted network holds in any plan.
+pub const MAX_LINK_FRAMES: usize = 32;
+
 /// What may be asked for instead of drawn.
 #[derive(Clone, Debug, Default)]
 pub struct Wishes {
@@ -257,13 +260,13 @@ impl PayloadPlan {
 impl TrustedPlan {
     /// A network in which nothing is wrong.
     pub fn calm() -> TrustedPlan {
-        TrustedPlan { delay: (Micros(50), Micros(500)), window: 32, down_every: None }
+        TrustedPlan { delay: (Micros(50), Micros(500)), window: MAX_LINK_FRAMES, down_every: None }
     }
 
     fn draw(rng: &mut ChaCha8Rng) -> TrustedPlan {
         TrustedPlan {
             delay: (Micros(50), ms(rng, 1, 20)),
-            window: rng.random_range(1..=32),
+            window: rng.random_range(1..=MAX_LINK_FRAMES),
             down_every: spells(rng, (100, 3_000), 2_000),
         }
     }

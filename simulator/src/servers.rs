@@ -11,7 +11,7 @@ use crate::cluster::{self, CLUSTER, MAX_PAYLOAD_BYTES};
 use crate::engine::{Event, Sim};
 use crate::faults::Timer;
 use crate::guest::{Guest, GuestConfig, GuestInput, GuestOutput};
-use crate::history::Event as Happened;
+use crate::history::{Event as Happened, Longest};
 use crate::memory::{Memory, SimWords};
 use crate::plan::Plan;
 
@@ -26,6 +26,8 @@ pub(crate) struct Server {
     /// Which incarnation of the host agent this is.
     pub(crate) host_epoch: u64,
     pub(crate) host_clock: Clock,
+    /// Of what the host, in any of its incarnations, keeps.
+    pub(crate) longest: Longest,
     /// What the host's wall clock shows more than its other one.
     pub(crate) wall: Micros,
     /// The host's next step is its last: only so many of its stores take effect.
@@ -74,6 +76,7 @@ impl Server {
             host: None,
             host_epoch: 0,
             host_clock,
+            longest: Longest::default(),
             wall: EPOCH.plus(Micros(rng.random_range(0..5_000_000))),
             dies_after: None,
             dies_admitting: false,
