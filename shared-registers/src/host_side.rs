@@ -106,6 +106,14 @@ pub enum ReopenError {
         /// Which record.
         seq: u64,
     },
+    /// A record that was here is not.
+    #[error("lacks record {seq} of stream {writer}, which this server's own last record names")]
+    Missing {
+        /// Whose stream.
+        writer: ServerId,
+        /// Which record.
+        seq: u64,
+    },
 }
 
 struct Stream {
@@ -177,7 +185,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         {
             for (writer, seen) in ServerId::all(n).zip(&last.stamp.seen) {
                 if *seen > self.copied(writer).0 {
-                    return Err(ReopenError::Damaged { writer, seq: *seen });
+                    return Err(ReopenError::Missing { writer, seq: *seen });
                 }
             }
         }
@@ -555,7 +563,8 @@ mod tests {
         assert_eq!(reopened(&[(1, read::COPIED_SEQ, 2)]), damaged(1, 2));
         // One that the own stream names has vanished.
         let vanished = [(1, read::COPIED_SEQ, 0), (1, read::EXPOSED_SEQ, 0)];
-        assert_eq!(reopened(&vanished), damaged(1, 1));
+        let missing = ReopenError::Missing { writer: ServerId(1), seq: 1 };
+        assert_eq!(reopened(&vanished), Err(missing));
     }
 
     #[test]

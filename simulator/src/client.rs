@@ -1,8 +1,8 @@
 //! Clients: correct ones, which drive the production session and listener, and lying ones.
 //!
 //! A correct client broadcasts messages that are unlike any other's, and notes what it sent and
-//! what it was answered. It may crash; its next incarnation starts a session of its own, numbered by
-//! its clock. A lying one holds keys like any client's and says whatever it likes with them.
+//! what it was answered. It may crash; its next incarnation starts a session of its own, numbered
+//! by its clock. A lying one holds keys like any client's and says whatever it likes with them.
 
 use std::collections::BTreeSet;
 

@@ -24,7 +24,7 @@ pub enum Event {
         client: ClientId,
     },
     /// A client that crashed will find its clock behind where it was. From then on its sessions
-    /// need not grow as section 3 has it: it may give one name to two messages, or two names to one.
+    /// need not grow as section 3 has it: it may give two names to one message.
     ClockWentBack {
         /// Whose.
         client: ClientId,

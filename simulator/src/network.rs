@@ -1,10 +1,10 @@
 //! The payload network: between clients and guests, and between guests.
 //!
 //! A client has one connection to each guest. What passes on it is authenticated, so the network
-//! can do no more than lose, delay, repeat and reorder, or break the connection. Orders, replies and
-//! forwarded orders may suffer all of that: the protocol claims to survive it. A subscription is
-//! spared what a stream of bytes rules out: losing a part of it breaks the connection, and a new one
-//! starts afresh. To attack the decoders too, some messages' bytes are altered and decoded.
+//! can do no more than lose, delay, repeat and reorder, or break the connection. Orders, replies
+//! and forwarded orders may suffer all of that: the protocol claims to survive it. A subscription
+//! is spared what a stream of bytes rules out: losing a part of it breaks the connection, and a new
+//! one starts afresh. To attack the decoders too, some messages' bytes are altered and decoded.
 
 use std::collections::{BTreeMap, BTreeSet};
 

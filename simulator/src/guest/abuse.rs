@@ -62,8 +62,8 @@ impl Byzantine {
         }
     }
 
-    /// Overwrites a word of the last frame after so many looks of its host: before the first, between
-    /// two of them, or when the host is done with the frame.
+    /// Overwrites a word of the last frame after so many looks of its host: before the first,
+    /// between two of them, or when the host is done with the frame.
     pub(super) fn rewrite_word(&mut self, word: usize, looks: u32) {
         let value = self.rng.random();
         match looks {
