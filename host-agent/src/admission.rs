@@ -42,6 +42,11 @@ impl Changes {
         }
     }
 
+    /// Of the stream of which most are: CHANGEs that are not exposed.
+    pub(crate) fn longest(&self) -> usize {
+        self.waiting.iter().map(VecDeque::len).max().unwrap_or(0)
+    }
+
     /// So many records of each stream are exposed now.
     pub(crate) fn exposed(&mut self, count: impl Fn(ServerId) -> Seq) {
         for writer in ServerId::all(self.n) {

@@ -178,6 +178,19 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         &mut self.registers
     }
 
+    /// What it keeps besides the registers: how long each is, and how long it may be.
+    pub fn queues(&self) -> [(&'static str, usize, usize); 5] {
+        let (geometry, (here, waiting)) = (self.registers.geometry(), self.registers.longest());
+        let (records, body) = (geometry.max_records(), geometry.limits.max_body_bytes());
+        [
+            ("records of one stream", here, records),
+            ("records that are not exposed", waiting, here),
+            ("CHANGEs that are not exposed", self.admission.changes.longest(), waiting),
+            ("bytes of a frame copied out", self.body.len(), body),
+            ("bytes of a record", self.bytes.len(), geometry.max_record_bytes()),
+        ]
+    }
+
     fn guest(&mut self, now: Now) -> Turn {
         if self.full[self.me.index()] {
             // R7: nothing reclaims yet, so a frame that found no room finds none later.
@@ -227,7 +240,9 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         };
         let frame = Frame { seq, drops, body: &self.body };
         match self.admission.admit(&frame, moment) {
-            Ok((record, counter)) => {
+            Ok((mut record, counter)) => {
+                let again = self.registers.fetch_again();
+                record.body = again.as_deref().unwrap_or(record.body);
                 self.bytes.clear();
                 Record::encode(&record.stamp, record.body, &mut self.bytes);
                 self.registers.append(&record, &self.bytes)?;

@@ -28,6 +28,7 @@ use shared_registers::limits::MAX_PAYLOAD_BYTES;
 use shared_registers::order;
 
 use crate::messages::{Body, Delivery, MAX_CREDIT_BYTES, MAX_CREDIT_MESSAGES, ToClient, ToServer};
+use crate::replica::Queue;
 
 /// Messages that one server may send before any of them has left; also how many order numbers, from
 /// the next wanted one on, are kept track of.
@@ -153,6 +154,8 @@ struct Slot {
     accounts: Vec<Account>,
     agreed: Option<Vote>,
     fetches: u32,
+    /// When its payload is asked for, once it is agreed on.
+    fetch_at: Micros,
 }
 
 /// A server, as a source of deliveries.
@@ -275,6 +278,18 @@ impl Listener {
         (self.slots.len(), held.unwrap_or(0))
     }
 
+    /// Its collections: whoever drives a listener can see that none grows past its bound.
+    pub fn queues(&self) -> [Queue; 3] {
+        let queue = |name, length, bound| Queue { name, length, bound };
+        let (window, (slots, held)) = (WINDOW_MESSAGES as usize, self.fill());
+        [
+            queue("order numbers that a listener keeps track of", slots, window),
+            // The next wanted one is kept in any case.
+            queue("bytes kept of one server", held, HELD_BYTES_PER_SERVER + MAX_PAYLOAD_BYTES),
+            queue("payloads that may be asked for", self.fetches.len(), window),
+        ]
+    }
+
     /// What the listener did and saw so far.
     pub fn counters(&self) -> Counters {
         self.counters
@@ -370,7 +385,8 @@ impl Listener {
         let short = usize::from(broken(Canary::P5ListenerQuorum));
         if slot.agreed.is_none() && slot.support(vote) > self.config.f - short {
             slot.agreed = Some(vote);
-            self.fetches.insert((now.plus(self.config.fetch), order));
+            slot.fetch_at = now.plus(self.config.fetch);
+            self.fetches.insert((slot.fetch_at, order));
         }
     }
 
@@ -410,6 +426,8 @@ impl Listener {
         while self.room_messages > 0 && self.room_bytes > 0 && self.next_is_complete() {
             let order = self.next;
             let Some(slot) = self.slots.remove(&order) else { return };
+            // What has left in time must not wait there for the time to ask for it.
+            self.fetches.remove(&(slot.fetch_at, order));
             let Some((id, digest, time)) = slot.agreed else { return };
             let mut payload = None;
             for (source, account) in self.sources.iter_mut().zip(slot.accounts) {
@@ -507,7 +525,8 @@ impl Listener {
         let Some(agreed) = slot.agreed else { return };
         let n = self.config.n;
         let interval = self.config.fetch.0 << (slot.fetches / n as u32).min(MAX_DOUBLINGS);
-        self.fetches.insert((now.plus(Micros(interval)), order));
+        slot.fetch_at = now.plus(Micros(interval));
+        self.fetches.insert((slot.fetch_at, order));
         let first = slot.fetches as usize;
         let able = |i: &usize| {
             let (source, account) = (&self.sources[*i], &slot.accounts[*i]);
@@ -539,7 +558,12 @@ impl Listener {
 
 impl Slot {
     fn new(n: usize) -> Slot {
-        Slot { accounts: vec![Account::default(); n], agreed: None, fetches: 0 }
+        Slot {
+            accounts: vec![Account::default(); n],
+            agreed: None,
+            fetches: 0,
+            fetch_at: Micros(0),
+        }
     }
 
     fn support(&self, vote: Vote) -> usize {

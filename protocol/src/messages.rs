@@ -133,6 +133,11 @@ impl Credit {
         self.bytes = self.bytes.saturating_add(bytes).min(MAX_CREDIT_BYTES as i64);
     }
 
+    /// Messages and bytes that are left.
+    pub fn left(&self) -> (u64, i64) {
+        (self.messages, self.bytes)
+    }
+
     /// Whether a delivery may be sent: there is a message and a byte left, so that the last one may
     /// take more bytes than there are.
     pub fn allows(&self) -> bool {
@@ -357,6 +362,7 @@ mod tests {
         let mut credit = Credit::new(u64::MAX, u64::MAX);
         credit.add(u64::MAX, u64::MAX);
         assert_eq!(credit, Credit::new(MAX_CREDIT_MESSAGES, MAX_CREDIT_BYTES));
+        assert_eq!(credit.left(), (MAX_CREDIT_MESSAGES, MAX_CREDIT_BYTES as i64));
         (0..MAX_CREDIT_MESSAGES).for_each(|_| credit.spend(0));
         assert!(!credit.allows());
         credit.spend(u64::MAX);

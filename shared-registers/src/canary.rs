@@ -29,6 +29,8 @@ canaries! {
     R1OrderDigest,
     /// R1: a CHANGE is admitted whatever CHANGEs its guest has seen.
     R1Change,
+    /// R1: a frame is checked, and then copied out of its guest's file once more.
+    R1DoubleFetch,
     /// R1: a frame behind a drop takes the dropped one's place, acknowledged or not. (As built its
     /// number would not fit either: both checks are off.)
     R1Unacknowledged,
@@ -89,6 +91,8 @@ canaries! {
     C2Early,
     /// C2: an order that is skipped takes an order number.
     C2Skipped,
+    /// P1: a client whose clock went back takes the very next session.
+    P1Leap,
     /// P3: a sequencer does not suspect itself.
     P3Self,
     /// P3: an order that its client sent to a backup goes no further.

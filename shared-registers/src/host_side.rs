@@ -106,6 +106,14 @@ pub enum ReopenError {
         /// Which record.
         seq: u64,
     },
+    /// A record that was here is not.
+    #[error("lacks record {seq} of stream {writer}, which this server's own last record names")]
+    Missing {
+        /// Whose stream.
+        writer: ServerId,
+        /// Which record.
+        seq: u64,
+    },
 }
 
 struct Stream {
@@ -177,7 +185,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         {
             for (writer, seen) in ServerId::all(n).zip(&last.stamp.seen) {
                 if *seen > self.copied(writer).0 {
-                    return Err(ReopenError::Damaged { writer, seq: *seen });
+                    return Err(ReopenError::Missing { writer, seq: *seen });
                 }
             }
         }
@@ -289,6 +297,16 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         Taken::Frame(Frame { seq: Seq(word(0)), drops: word(1), body })
     }
 
+    /// For [`Canary::R1DoubleFetch`] alone: the body of the frame that [`Self::take`] gave, as the
+    /// guest's file has it now.
+    pub fn fetch_again(&self) -> Option<Vec<u8>> {
+        broken(Canary::R1DoubleFetch).then(|| {
+            let (ring, mut again) = (self.geometry.frame_ring(), Vec::new());
+            ring.get(&self.write, self.consumed + 8, self.copy.len(), &mut again);
+            again.split_off(FRAME_HEADER_BYTES - 8)
+        })
+    }
+
     /// Whether a head can be the place behind a last whole frame.
     fn possible(&self, head: u64) -> bool {
         let waiting = head.wrapping_sub(self.consumed);
@@ -337,6 +355,13 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
     /// Per stream, how many records are exposed: what R4 stamps.
     pub fn exposed_all(&self) -> Box<[u64]> {
         self.streams.iter().map(|s| s.exposed).collect()
+    }
+
+    /// Of the streams of which most are: records that are here, and those that are not exposed.
+    pub fn longest(&self) -> (usize, usize) {
+        let most = |length: fn(&Stream) -> usize| self.streams.iter().map(length).max();
+        let (here, waiting) = (most(|s| s.places.len() - 1), most(|s| s.waiting.len()));
+        (here.unwrap_or(0), waiting.unwrap_or(0))
     }
 
     /// Appends a record that follows what is here. It is not exposed yet.
@@ -538,7 +563,8 @@ mod tests {
         assert_eq!(reopened(&[(1, read::COPIED_SEQ, 2)]), damaged(1, 2));
         // One that the own stream names has vanished.
         let vanished = [(1, read::COPIED_SEQ, 0), (1, read::EXPOSED_SEQ, 0)];
-        assert_eq!(reopened(&vanished), damaged(1, 1));
+        let missing = ReopenError::Missing { writer: ServerId(1), seq: 1 };
+        assert_eq!(reopened(&vanished), Err(missing));
     }
 
     #[test]

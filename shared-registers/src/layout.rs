@@ -200,6 +200,11 @@ impl Geometry {
         Ring { base: (HEADER_BYTES / 8) as usize, bytes: self.limits.write_ring_bytes }
     }
 
+    /// Most records that a stream's ring holds: none is smaller than its stamp.
+    pub fn max_records(&self) -> usize {
+        self.limits.ring_bytes as usize / (crate::record::HEADER_BYTES + 8 * self.n)
+    }
+
     /// The largest record, in bytes.
     pub fn max_record_bytes(&self) -> usize {
         crate::record::HEADER_BYTES + 8 * self.n + self.limits.max_body_bytes()

@@ -1,8 +1,8 @@
 //! Clients: correct ones, which drive the production session and listener, and lying ones.
 //!
 //! A correct client broadcasts messages that are unlike any other's, and notes what it sent and
-//! what it was answered. It may crash; its next incarnation starts a session of its own, numbered by
-//! its clock. A lying one holds keys like any client's and says whatever it likes with them.
+//! what it was answered. It may crash; its next incarnation starts a session of its own, numbered
+//! by its clock. A lying one holds keys like any client's and says whatever it likes with them.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber, ServerId};
 use shared_registers::order;
 
 use crate::cluster::{self, CLUSTER, MAX_PAYLOAD_BYTES};
-use crate::history::Event;
+use crate::history::{Event, Longest};
 use crate::plan::{ClientPlan, Timing};
 
 /// Deliveries and bytes that a listener's caller can take at once.
@@ -53,7 +53,7 @@ pub(crate) struct Client {
     sent: BTreeSet<(u64, u64)>,
     unanswered: BTreeSet<u64>,
     in_flight: usize,
-    longest: usize,
+    longest: Longest,
 }
 
 impl Client {
@@ -96,7 +96,7 @@ impl Client {
             sent: BTreeSet::new(),
             unanswered: BTreeSet::new(),
             in_flight: plan.in_flight,
-            longest: 0,
+            longest: Longest::default(),
         }
     }
 
@@ -143,7 +143,19 @@ impl Client {
         }
         self.carry_out(to_do, out);
         self.hear(now, heard, out);
+        self.measure(out);
         used
+    }
+
+    /// Tells the history of every queue that is longer than ever.
+    fn measure(&mut self, out: &mut Vec<Output>) {
+        let orders = ("unanswered orders of a client", self.unanswered.len(), self.in_flight);
+        let listens = self.listener.iter().flat_map(Listener::queues);
+        let listens = listens.map(|queue| (queue.name, queue.length, queue.bound));
+        for queue in listens.chain([orders]) {
+            let news = self.longest.is(1000 + self.id.0, queue);
+            out.extend(news.map(Output::Note));
+        }
     }
 
     fn tell_listener(
@@ -169,12 +181,6 @@ impl Client {
         let client = self.id;
         out.push(Output::Note(Event::Broadcast { client, ticket, payload: payload.clone() }));
         self.unanswered.insert(ticket);
-        if self.unanswered.len() > self.longest {
-            self.longest = self.unanswered.len();
-            let (length, bound) = (self.longest as u64, self.in_flight as u64);
-            let (owner, name) = (1000 + client.0, "unanswered orders of a client");
-            out.push(Output::Note(Event::Queue { owner, name, length, bound }));
-        }
         let input = session::Input::Broadcast { ticket: Ticket(ticket), payload };
         self.session.step(now, input, to_do);
     }
@@ -238,6 +244,11 @@ impl Client {
     pub(crate) fn next_deadline(&self) -> Option<Micros> {
         let listener = self.listener.as_ref().and_then(Listener::next_deadline);
         [self.session.next_deadline(), listener].into_iter().flatten().min()
+    }
+
+    /// Whether it was told that its session is an old one, and took a new one.
+    pub(crate) fn has_leapt(&self) -> bool {
+        self.session.counters().sessions > 0
     }
 
     /// Whether everything that its caller wanted is done, and its listener has heard up to `last`.

@@ -1,16 +1,17 @@
 //! The clients of a simulation, and what they are put through.
 
+use protocol::messages::{self, ToClient};
+use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use shared_registers::ids::{ClientId, Micros, OrderNumber, ServerId};
 
 use crate::client::{Client, Input, Liar, Output};
 use crate::clock::Clock;
 use crate::engine::{Event, Sim};
+use crate::faults::Timer;
 use crate::history::Event as Happened;
 use crate::plan::Plan;
 use crate::servers::EPOCH;
-use protocol::messages::ToClient;
-use rand::RngExt;
 
 /// Orders of one client in the whole run: what is bounded is what the rings must hold.
 const MAX_ORDERS: u64 = 60;
@@ -28,7 +29,9 @@ struct Person {
     clock: Clock,
     /// What its wall clock shows more than its other one, to number sessions.
     wall: Micros,
-    timer_at: Option<Micros>,
+    timer: Option<Timer>,
+    /// It has not crashed again since it crashed by itself.
+    relapses: bool,
     tickets: u64,
     lies: u64,
     rng: ChaCha8Rng,
@@ -50,7 +53,8 @@ impl Crowd {
                 drift_ppm: rng.random_range(-drift..=drift),
             },
             wall: EPOCH,
-            timer_at: None,
+            timer: None,
+            relapses: false,
             tickets: 0,
             lies: 0,
             rng: Sim::derive(rng),
@@ -96,7 +100,7 @@ impl Sim {
 
     /// A client starts: its first incarnation, or one after a crash.
     pub(crate) fn start_client(&mut self, client: ClientId) {
-        let plan = self.plan.clients[client.index()].clone();
+        let plan = self.plan.clients[client.index()];
         let person = &mut self.crowd.people[client.index()];
         if let Mind::Correct(Some(_)) = &person.mind {
             return;
@@ -105,10 +109,11 @@ impl Sim {
         let epoch = person.epoch;
         if let Mind::Correct(mind) = &mut person.mind {
             let session = person.clock.show(self.now).plus(person.wall).0;
-            let life = (session, person.rng.random());
+            // 24 bits, as real clients draw them.
+            let life = (session, person.rng.random::<u32>() >> 8);
             let new = Client::start(client, self.plan.f, &plan, &self.plan.timing, life);
             *mind = Some(Box::new(new));
-            person.timer_at = None;
+            person.timer = None;
             self.history.push(self.now, Happened::ClientStarted { client, session });
             if plan.listens {
                 self.history.push(self.now, Happened::ListenerStarted { client });
@@ -123,10 +128,32 @@ impl Sim {
 
     /// A client crashes; unless it stays down, it starts again some time.
     pub(crate) fn crash_client(&mut self, client: ClientId) {
-        let plan = self.plan.clients[client.index()].clone();
+        let plan = self.plan.clients[client.index()];
         let back = self.between((Micros(10_000), Micros(2_000_000)));
+        if !self.stop_client(client) || plan.stays_down {
+            return;
+        }
+        self.crowd.people[client.index()].relapses = plan.relapses;
+        if plan.clock_back && self.rng.random_bool(0.5) {
+            self.set_clock_back(client);
+        }
+        self.after(back, Event::ClientStart(client));
+    }
+
+    /// A client crashes that has just taken a session past those of its earlier lives. What it sent
+    /// in that may still be on its way when its next life, whose clock is behind too, takes one.
+    pub(crate) fn relapse(&mut self, client: ClientId, epoch: u64) {
+        if self.crowd.epoch(client) == epoch && !self.healed && self.stop_client(client) {
+            self.set_clock_back(client);
+            let back = self.between((Micros(100), Micros(20_000)));
+            self.after(back, Event::ClientStart(client));
+        }
+    }
+
+    /// A client's process is gone. False if it was not there.
+    fn stop_client(&mut self, client: ClientId) -> bool {
         let person = &mut self.crowd.people[client.index()];
-        let Mind::Correct(mind @ Some(_)) = &mut person.mind else { return };
+        let Mind::Correct(mind @ Some(_)) = &mut person.mind else { return false };
         *mind = None;
         person.epoch += 1;
         self.count("client crash");
@@ -134,16 +161,14 @@ impl Sim {
         for server in ServerId::all(self.plan.n) {
             self.break_connection(client, server);
         }
-        if plan.stays_down {
-            return;
-        }
-        if plan.clock_back && self.rng.random_bool(0.5) {
-            self.count("client clock went back");
-            let person = &mut self.crowd.people[client.index()];
-            person.wall = Micros(person.wall.0 - self.rng.random_range(1..20_000_000));
-            self.history.push(self.now, Happened::ClockWentBack { client });
-        }
-        self.after(back, Event::ClientStart(client));
+        true
+    }
+
+    fn set_clock_back(&mut self, client: ClientId) {
+        self.count("client clock went back");
+        let person = &mut self.crowd.people[client.index()];
+        person.wall = Micros(person.wall.0 - self.rng.random_range(1..20_000_000));
+        self.history.push(self.now, Happened::ClockWentBack { client });
     }
 
     fn want_later(&mut self, client: ClientId, epoch: u64) {
@@ -176,6 +201,7 @@ impl Sim {
         message: ToClient,
     ) {
         if self.is_open(client, server, generation) {
+            self.history.trace((server, client, messages::encode(&message)));
             self.step_client(client, Input::FromServer(server, message));
         }
     }
@@ -189,8 +215,10 @@ impl Sim {
 
     pub(crate) fn client_timer(&mut self, client: ClientId, epoch: u64) {
         let person = &mut self.crowd.people[client.index()];
-        if person.epoch == epoch && person.timer_at.is_some_and(|at| at <= self.now) {
-            person.timer_at = None;
+        if person.epoch == epoch
+            && let Some(timer) = person.timer.take_if(|timer| timer.at <= self.now)
+        {
+            self.went_off(timer);
             self.step_client(client, Input::Timer);
         }
     }
@@ -203,7 +231,13 @@ impl Sim {
         if process.step(now, input, person.tickets + 1, &mut person.rng, &mut out) {
             person.tickets += 1;
         }
+        let relapses = process.has_leapt() && std::mem::take(&mut person.relapses);
+        let epoch = person.epoch;
         self.carry_out_client(client, out);
+        if relapses {
+            let soon = self.between((Micros(0), Micros(20_000)));
+            self.after(soon, Event::Relapse(client, epoch));
+        }
         self.arm_client(client);
     }
 
@@ -221,14 +255,14 @@ impl Sim {
         let Mind::Correct(Some(process)) = &person.mind else { return };
         let Some(deadline) = process.next_deadline() else { return };
         let (at, epoch) = (person.clock.when(deadline), person.epoch);
-        if person.timer_at.is_some_and(|set| set <= at) {
+        if person.timer.is_some_and(|set| set.at <= at) {
             return;
         }
-        let at = self.skewed(at).max(self.now.plus(Micros(10)));
+        let timer = self.skewed(at);
         let person = &mut self.crowd.people[client.index()];
-        if person.timer_at.is_none_or(|set| set > at) {
-            person.timer_at = Some(at);
-            self.at(at, Event::ClientTimer(client, epoch));
+        if person.timer.is_none_or(|set| set.at > timer.at) {
+            person.timer = Some(timer);
+            self.at(timer.at, Event::ClientTimer(client, epoch));
         }
     }
 

@@ -25,7 +25,7 @@ use crate::plan::Plan;
 use crate::servers::Server;
 
 /// Something that is going to happen.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// A host looks at its guest's frames.
     HostLooks(ServerId),
@@ -63,6 +63,8 @@ pub(crate) enum Event {
     ClientWants(ClientId, u64),
     /// A client starts again.
     ClientStart(ClientId),
+    /// A client crashes that crashed only just before; of this incarnation.
+    Relapse(ClientId, u64),
     /// A liar lies.
     Lie(ClientId),
     /// A paused process goes on.
@@ -95,6 +97,15 @@ impl Event {
             _ => None,
         }
     }
+}
+
+/// A process that is paused.
+#[derive(Default)]
+struct Pause {
+    /// What happens to it when it goes on.
+    held: VecDeque<Event>,
+    /// It was alive when something was held.
+    felt: bool,
 }
 
 struct Scheduled {
@@ -135,7 +146,7 @@ pub struct Sim {
     heap: BinaryHeap<Scheduled>,
     tie: u64,
     steps: u64,
-    paused: BTreeMap<Process, VecDeque<Event>>,
+    paused: BTreeMap<Process, Pause>,
     pub(crate) servers: Vec<Server>,
     pub(crate) trusted: Trusted,
     pub(crate) payload: Payload,
@@ -178,6 +189,15 @@ impl Sim {
         sim.count_break_ins();
         sim.plan_faults();
         sim
+    }
+
+    /// A cluster of three in which nothing goes wrong by itself, for tests.
+    #[cfg(test)]
+    pub(crate) fn calm(seed: u64) -> Sim {
+        let wishes = crate::plan::Wishes { calm: true, f: Some(1) };
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let plan = Plan::draw(&mut rng, &wishes);
+        Sim::new(plan, rng, History::new(false))
     }
 
     /// A generator of its own for one part of the simulation.
@@ -248,10 +268,22 @@ impl Sim {
         let kind = std::mem::discriminant(&event);
         self.history.trace((at, kind));
         match event.process() {
-            Some(process) if self.paused.contains_key(&process) => {
-                self.paused.entry(process).or_default().push_back(event);
-            }
+            Some(process) if self.paused.contains_key(&process) => self.hold(process, event),
             _ => self.handle(event),
+        }
+    }
+
+    /// A paused process learns of this when it goes on.
+    fn hold(&mut self, process: Process, event: Event) {
+        let Some(pause) = self.paused.get_mut(&process) else { return };
+        pause.held.push_back(event);
+        let (lives, kind) = match process {
+            Process::Host(host) => (self.servers[host.index()].host.is_some(), "host pause"),
+            Process::Guest(guest) => (self.servers[guest.index()].guest.is_some(), "guest pause"),
+        };
+        // A pause that a process does not live through, or in which nothing happens, is none.
+        if lives && !std::mem::replace(&mut pause.felt, true) {
+            self.count(kind);
         }
     }
 
@@ -285,6 +317,7 @@ impl Sim {
             Event::ClientTimer(client, epoch) => self.client_timer(client, epoch),
             Event::ClientWants(client, epoch) => self.client_wants(client, epoch),
             Event::ClientStart(client) => self.start_client(client),
+            Event::Relapse(client, epoch) => self.relapse(client, epoch),
             Event::Lie(client) => self.lie(client),
             Event::Resume(process) => self.resume(process),
             Event::Rejoin(partition) => self.rejoin(partition),
@@ -292,18 +325,18 @@ impl Sim {
         }
     }
 
-    /// A process does nothing for so long; what happens to it meanwhile waits. False if it was
-    /// paused already: it goes on when it would have.
-    pub(crate) fn pause(&mut self, process: Process, time: Micros) -> bool {
-        let Entry::Vacant(entry) = self.paused.entry(process) else { return false };
-        entry.insert(VecDeque::new());
-        self.after(time, Event::Resume(process));
-        true
+    /// A process does nothing for so long; what happens to it meanwhile waits. One that is paused
+    /// already goes on when it would have.
+    pub(crate) fn pause(&mut self, process: Process, time: Micros) {
+        if let Entry::Vacant(entry) = self.paused.entry(process) {
+            entry.insert(Pause::default());
+            self.after(time, Event::Resume(process));
+        }
     }
 
     /// A paused process goes on with what waits.
     pub(crate) fn resume(&mut self, process: Process) {
-        for event in self.paused.remove(&process).unwrap_or_default() {
+        for event in self.paused.remove(&process).unwrap_or_default().held {
             self.handle(event);
         }
     }

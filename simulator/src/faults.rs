@@ -27,6 +27,13 @@ pub(crate) enum Fault {
     ClientCrash(ClientId),
 }
 
+/// A timer that is set, and what is wrong with it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timer {
+    pub(crate) at: Micros,
+    fault: Option<&'static str>,
+}
+
 /// A host dies within so many stores of a step, at most.
 const STORES_BEFORE_DEATH: u64 = 120;
 /// About as many stores as it takes to admit a small frame.
@@ -153,28 +160,37 @@ impl Sim {
 
     fn inject_pause(&mut self, server: ServerId, time: Micros) {
         let (host, guest) = (self.rng.random_bool(0.6), self.rng.random_bool(0.6));
-        if host && self.pause(Process::Host(server), time) {
-            self.count("host pause");
+        if host {
+            self.pause(Process::Host(server), time);
         }
-        if guest && self.pause(Process::Guest(server), time) {
-            self.count("guest pause");
+        if guest {
+            self.pause(Process::Guest(server), time);
         }
     }
 
-    /// When a timer goes off that should at `at`.
-    pub(crate) fn skewed(&mut self, at: Micros) -> Micros {
-        let plan = self.plan.processes.clone();
+    /// When a timer goes off that should at `at`. One that is set early or late may still be
+    /// replaced, or its process die: the fault counts when it [goes off](Self::went_off).
+    pub(crate) fn skewed(&mut self, at: Micros) -> Timer {
+        let plan = self.plan.processes;
+        let (mut skewed, mut fault) = (at, None);
         if self.happens(plan.early_timers) {
-            self.count("timer early");
             let left = at.since(self.now);
-            return self.now.plus(self.between((Micros(0), left)));
+            skewed = self.now.plus(self.between((Micros(0), left)));
+            fault = Some("timer early");
+        } else if self.happens(plan.late_timers.0) {
+            skewed = at.plus(self.between((Micros(0), plan.late_timers.1)));
+            fault = Some("timer late");
         }
-        let (often, most) = plan.late_timers;
-        if self.happens(often) {
-            self.count("timer late");
-            return at.plus(self.between((Micros(0), most)));
+        // One that is due already goes off a moment later, not in the same one for ever.
+        let [due, skewed] = [at, skewed].map(|at| at.max(self.now.plus(Micros(10))));
+        Timer { at: skewed, fault: fault.filter(|_| skewed != due) }
+    }
+
+    /// A timer goes off.
+    pub(crate) fn went_off(&mut self, timer: Timer) {
+        if let Some(fault) = timer.fault {
+            self.count(fault);
         }
-        at
     }
 
     /// The faults are over: the network is calm, whoever may come back does, and the liars fall
@@ -205,6 +221,60 @@ impl Sim {
             if !self.crowd.runs(client) && !self.plan.clients[client.index()].stays_down {
                 self.start_client(client);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(sim: &Sim, kind: &str) -> u64 {
+        sim.fault_counts().get(kind).copied().unwrap_or(0)
+    }
+
+    #[test]
+    fn a_timer_counts_when_it_goes_off_and_only_if_that_is_early_or_late() {
+        let mut sim = Sim::calm(1);
+        let at = sim.now.plus(Micros(1_000_000));
+        sim.plan.processes.early_timers = 1000;
+        let early = sim.skewed(at);
+        assert!(early.at < at && counted(&sim, "timer early") == 0);
+        sim.went_off(early);
+        assert_eq!(counted(&sim, "timer early"), 1);
+        let due = sim.skewed(sim.now);
+        sim.went_off(due);
+        assert_eq!(counted(&sim, "timer early"), 1, "it was due already");
+        sim.plan.processes.early_timers = 0;
+        sim.plan.processes.late_timers = (1000, Micros(1_000_000));
+        let late = sim.skewed(at);
+        assert!(late.at > at && counted(&sim, "timer late") == 0);
+        sim.went_off(late);
+        assert_eq!(counted(&sim, "timer late"), 1);
+    }
+
+    #[test]
+    fn a_pause_counts_once_and_only_of_a_process_that_lives() {
+        let mut sim = Sim::calm(1);
+        sim.crash_host(ServerId(0));
+        for host in [ServerId(0), ServerId(1)] {
+            sim.pause(Process::Host(host), Micros(200_000));
+        }
+        while sim.now < Micros(100_000) {
+            sim.step();
+        }
+        assert_eq!(counted(&sim, "host pause"), 1);
+    }
+
+    #[test]
+    fn a_host_that_dies_between_two_steps_does_not_die_in_one() {
+        for (stores, kind) in [(0, "host crash in mid-step"), (1_000_000, "host crash")] {
+            let mut sim = Sim::calm(1);
+            (sim.servers[0].dies_after, sim.servers[0].dies_admitting) = (Some(stores), true);
+            while sim.servers[0].dies_after.is_some() {
+                sim.step();
+            }
+            assert_eq!((counted(&sim, kind), sim.fault_counts().len()), (1, 1), "{kind}");
         }
     }
 }

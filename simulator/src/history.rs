@@ -1,6 +1,7 @@
 //! What happened in a run, as plain events. Checkers read nothing else, so that each can be shown a
 //! made-up history that it must reject.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ pub enum Event {
         client: ClientId,
     },
     /// A client that crashed will find its clock behind where it was. From then on its sessions
-    /// need not grow as section 3 has it: it may give one name to two messages, or two names to one.
+    /// need not grow as section 3 has it: it may give two names to one message.
     ClockWentBack {
         /// Whose.
         client: ClientId,
@@ -270,6 +271,26 @@ pub enum Says {
     Change(Term),
     /// Nothing that counts.
     Nothing,
+}
+
+/// How long each thing has been that is bounded.
+#[derive(Clone, Debug, Default)]
+pub struct Longest(BTreeMap<&'static str, u64>);
+
+impl Longest {
+    /// A thing of `owner`'s is so long now, and may be so long: an event if it never was, or is too
+    /// long. What bounds it may shrink.
+    pub fn is(
+        &mut self,
+        owner: u32,
+        (name, length, bound): (&'static str, usize, usize),
+    ) -> Option<Event> {
+        let (length, bound) = (length as u64, bound as u64);
+        let longest = self.0.entry(name).or_default();
+        let news = length > *longest || length > bound;
+        *longest = length.max(*longest);
+        news.then_some(Event::Queue { owner, name, length, bound })
+    }
 }
 
 /// All events of a run, in their order, and the hash of everything that happened in it.

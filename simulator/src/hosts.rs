@@ -4,18 +4,21 @@
 //! its way is lost, and both ends learn so, each at a time of its own. It holds a limited number of
 //! frames, so a host that dies has spread its newest records to some peers and not to others.
 
+use std::sync::Arc;
+
 use host_agent::{Host, HostConfig, Input, Now};
 use shared_registers::canary::{Canary, broken};
 use shared_registers::crypto::Digest;
 use shared_registers::host_side::HostRegisters;
 use shared_registers::ids::{ClientId, Micros, Seq, ServerId};
+use shared_registers::limits::{LINK_SEND_BYTES, MAX_FRAMES_PER_TURN};
 use shared_registers::order;
 use shared_registers::record::{Body, Record};
-use std::sync::Arc;
 
 use crate::cluster::{self, CLUSTER};
 use crate::engine::{Event, Sim};
 use crate::history::{Event as Happened, RecordSeen, Said, Says};
+use crate::plan::MAX_LINK_FRAMES;
 
 /// What a host learns of its link to a peer: of which connection, too.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +31,7 @@ pub(crate) enum LinkNews {
 #[derive(Clone, Default)]
 struct Direction {
     in_flight: usize,
+    bytes: usize,
     /// The next frame comes after this.
     floor: Micros,
     /// The last connection that the receiver was told is up.
@@ -98,7 +102,7 @@ impl Sim {
         let exposed = registers.exposed_all().into_vec();
         server.host = Some(Host::new(config, registers, now));
         server.host_epoch += 1;
-        server.dies_after = None;
+        (server.dies_after, server.tick) = (None, None);
         let epoch = server.host_epoch;
         self.history.push(self.now, Happened::HostStarted { host, copied, exposed });
         self.after(Micros(1), Event::HostTick(host, epoch));
@@ -134,9 +138,11 @@ impl Sim {
             // Its period is one of its own clock, which drifts, and its timer is a timer.
             let clock = self.servers[host.index()].host_clock;
             let due = clock.when(clock.show(self.now).plus(self.plan.timing.exchange));
-            // At once would be once more in the same moment, perhaps for ever.
-            let at = self.skewed(due).max(self.now.plus(Micros(10)));
-            self.at(at, Event::HostTick(host, epoch));
+            let timer = self.skewed(due);
+            if let Some(now) = self.servers[host.index()].tick.replace(timer) {
+                self.went_off(now);
+            }
+            self.at(timer.at, Event::HostTick(host, epoch));
             self.step_host(host, Input::Tick);
         }
     }
@@ -169,7 +175,9 @@ impl Sim {
         if self.trusted.link(from, to).generation != generation {
             return;
         }
-        self.trusted.way(from, to).in_flight -= 1;
+        self.history.trace((from, to, bytes));
+        let way = self.trusted.way(from, to);
+        (way.in_flight, way.bytes) = (way.in_flight - 1, way.bytes - bytes.len());
         self.step_host(to, Input::PeerFrame(from, bytes));
         self.pump_link(from, to);
     }
@@ -195,7 +203,7 @@ impl Sim {
         for (host, peer) in [(a, b), (b, a)] {
             let at = now.plus(self.between(self.plan.trusted.delay));
             let way = self.trusted.way(peer, host);
-            (way.in_flight, way.floor) = (0, at);
+            (way.in_flight, way.bytes, way.floor) = (0, 0, at);
             let epoch = self.servers[host.index()].host_epoch;
             let link = LinkNews::Up(generation);
             self.at(at, Event::HostLink { host, peer, epoch, link });
@@ -239,7 +247,7 @@ impl Sim {
     }
 
     fn step_host(&mut self, host: ServerId, input: Input<'_>) {
-        let now = self.host_now(host);
+        let (now, before) = (self.host_now(host), self.admitted(host));
         let server = &mut self.servers[host.index()];
         let Some(process) = &mut server.host else { return };
         process.registers_mut().wake();
@@ -258,7 +266,8 @@ impl Sim {
         }
         let turn = process.step(now, input);
         if dies.is_some() {
-            self.count("host crash in mid-step");
+            let torn = server.read.has_lost();
+            self.count(if torn { "host crash in mid-step" } else { "host crash" });
             let time = self.plan.processes.host_crash_every.map_or(Micros(0), |(_, most)| most);
             let back = self.between((Micros(100), time));
             self.after(back, Event::HostStart(host));
@@ -273,8 +282,26 @@ impl Sim {
                 self.break_link(host, peer, Micros(0));
             }
         }
+        let queues = self.servers[host.index()].host.as_ref().map(Host::queues);
+        queues.into_iter().flatten().for_each(|queue| self.measure(host, queue));
+        let admitted = self.admitted(host) - before;
+        self.measure(host, ("records admitted in one turn", admitted, MAX_FRAMES_PER_TURN));
         self.observe(host);
         self.after_host_step(host);
+    }
+
+    /// Records that a running host has of its own stream.
+    fn admitted(&self, host: ServerId) -> usize {
+        let process = self.servers[host.index()].host.as_ref();
+        process.map_or(0, |process| process.registers().copied(host).0 as usize)
+    }
+
+    /// Something of a host's that is bounded is so long now.
+    fn measure(&mut self, host: ServerId, queue: (&'static str, usize, usize)) {
+        let news = self.servers[host.index()].longest.is(u32::from(host.0), queue);
+        if let Some(event) = news {
+            self.history.push(self.now, event);
+        }
     }
 
     /// What the agent does around a step: it spreads what it can, rings, and sleeps.
@@ -300,6 +327,7 @@ impl Sim {
         let generation = link.generation;
         while self.trusted.link(from, to).up
             && self.trusted.way(from, to).in_flight < self.plan.trusted.window
+            && self.trusted.way(from, to).bytes < LINK_SEND_BYTES
         {
             let mut bytes = Vec::new();
             let Some(host) = &mut self.servers[from.index()].host else { return };
@@ -311,10 +339,15 @@ impl Sim {
             }
             let at = self.now.plus(self.between(self.plan.trusted.delay));
             let way = self.trusted.way(from, to);
-            way.in_flight += 1;
+            (way.in_flight, way.bytes) = (way.in_flight + 1, way.bytes + bytes.len());
+            let (frames, held) = (way.in_flight, way.bytes);
             way.floor = at.max(way.floor.plus(Micros(1)));
             let at = way.floor;
             self.at(at, Event::HostFrame { to, from, generation, bytes });
+            // One frame goes past what a link holds.
+            let largest = 1 + cluster::geometry(from, self.plan.n).max_record_bytes();
+            self.measure(from, ("bytes on a link", held, LINK_SEND_BYTES + largest));
+            self.measure(from, ("frames on a link", frames, MAX_LINK_FRAMES));
         }
     }
 
@@ -423,14 +456,10 @@ fn says(bytes: &[u8], n: usize) -> Says {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use rand::SeedableRng;
-    use rand_chacha::ChaCha8Rng;
     use shared_registers::layout::{LinkState, hint_word};
     use shared_registers::words::Words;
 
     use super::*;
-    use crate::history::History;
-    use crate::plan::{Plan, Wishes};
 
     /// Whether every host says that its link to every other is up (R8).
     fn all_linked(sim: &Sim) -> bool {
@@ -455,10 +484,7 @@ mod tests {
     #[test]
     fn a_host_that_comes_back_at_once_is_linked_again() {
         for seed in 0..50 {
-            let wishes = Wishes { calm: true, f: Some(1) };
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            let plan = Plan::draw(&mut rng, &wishes);
-            let mut sim = Sim::new(plan, rng, History::new(false));
+            let mut sim = Sim::calm(seed);
             pass(&mut sim, Micros(300_000));
             assert!(all_linked(&sim), "seed {seed}");
             sim.crash_host(ServerId(0));
@@ -466,5 +492,20 @@ mod tests {
             pass(&mut sim, Micros(300_000));
             assert!(all_linked(&sim), "seed {seed}");
         }
+    }
+
+    #[test]
+    fn two_runs_differ_in_which_hosts_frames_differ_in_one_byte() {
+        let trace = |byte| {
+            let mut sim = Sim::calm(1);
+            let (from, to) = (ServerId(0), ServerId(1));
+            let way = sim.trusted.way(from, to);
+            (way.in_flight, way.bytes) = (1, 1);
+            // Its link is not up: nobody looks at what comes.
+            sim.host_frame(to, from, 0, &[byte]);
+            sim.history().hash()
+        };
+        assert_eq!(trace(7), trace(7));
+        assert_ne!(trace(7), trace(8));
     }
 }

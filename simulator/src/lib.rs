@@ -5,7 +5,8 @@
 //! do, which clients lie, and which faults come how often. The [`engine`] then runs the production
 //! hosts, registers, replicas and client sessions through it, event by event. When the faults are
 //! over, everything that was asked of the cluster must be done within a bounded time. What happened
-//! is a [`history`], and [`checkers`] say whether it may. The same seed is the same run, bit for bit.
+//! is a [`history`], and [`checkers`] say whether it may. The same seed is the same run, bit for
+//! bit.
 //!
 //! | module | one job |
 //! |---|---|

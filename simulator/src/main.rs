@@ -21,7 +21,7 @@ use simulator::{DEFAULT_STEPS, Options, Report, run};
 /// So many seeds have one that is run twice.
 const TWICE_EVERY: u64 = 100;
 /// Failing seeds that are told of; the rest is counted.
-const MOST_TOLD: usize = 20;
+const MOST_TOLD: u64 = 20;
 
 /// Runs whole simulated clusters under every fault that a seed can draw.
 #[derive(Parser)]
@@ -70,7 +70,6 @@ struct Summary {
     worst: (u64, u64),
     sequencer_changes: u64,
     faults: FaultCounts,
-    told: Vec<String>,
 }
 
 impl Summary {
@@ -91,11 +90,9 @@ impl Summary {
             return;
         }
         self.failed += 1;
-        if self.told.len() < MOST_TOLD {
-            let why = report.failures.join("\n  ");
-            let command = options.command(report.seed);
-            self.told.push(format!("seed {} failed:\n  {why}\n  again: {command}", report.seed));
-            println!("{}", self.told[self.told.len() - 1]);
+        if self.failed <= MOST_TOLD {
+            let (seed, why) = (report.seed, report.failures.join("\n  "));
+            println!("seed {seed} failed:\n  {why}\n  again: {}", options.command(seed));
         }
     }
 

@@ -1,13 +1,12 @@
 //! The payload network: between clients and guests, and between guests.
 //!
 //! A client has one connection to each guest. What passes on it is authenticated, so the network
-//! can do no more than lose, delay, repeat and reorder, or break the connection. Orders, replies and
-//! forwarded orders may suffer all of that: the protocol claims to survive it. A subscription is
-//! spared what a stream of bytes rules out: losing a part of it breaks the connection, and a new one
-//! starts afresh. To attack the decoders too, some messages' bytes are altered and decoded.
+//! can do no more than lose, delay, repeat and reorder, or break the connection. Orders, replies
+//! and forwarded orders may suffer all of that: the protocol claims to survive it. A subscription
+//! is spared what a stream of bytes rules out: losing a part of it breaks the connection, and a new
+//! one starts afresh. To attack the decoders too, some messages' bytes are altered and decoded.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::messages::{self, Forward, OrderMessage, ToClient, ToServer};
 use rand::RngExt;
@@ -29,7 +28,7 @@ struct Connection {
     up: bool,
     /// What belongs to an earlier one is lost.
     generation: u64,
-    /// The next part of a stream comes after this, to the guest and to the client.
+    /// By [`Way`]: the next part of a stream comes after this.
     floors: [Micros; 2],
     dialing: bool,
 }
@@ -72,6 +71,13 @@ enum Fate {
     Closed,
 }
 
+/// On a client's connection: to the guest, or to the client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Up,
+    Down,
+}
+
 /// Whether a message is a part of a subscription's stream.
 fn streams_up(message: &ToServer) -> bool {
     !matches!(message, ToServer::Order(_) | ToServer::FetchReply { .. })
@@ -86,7 +92,7 @@ impl Sim {
         if self.payload.blocked(from, to) {
             return if stream { Fate::Closed } else { Fate::Lost };
         }
-        let plan = self.plan.payload.clone();
+        let plan = self.plan.payload;
         if self.happens(plan.flip) {
             self.count("payload: flipped bit");
             return Fate::Closed;
@@ -133,32 +139,9 @@ impl Sim {
             self.break_connection(client, server);
             return;
         };
-        let stream = streams_up(&message);
-        let connection = self.payload.connection(client, server);
-        if !connection.up {
-            return;
-        }
-        let generation = connection.generation;
-        let fate = self.fate(Node::Client(client), Node::Guest(server), stream);
-        let (first, second) = match fate {
-            Fate::Lost => return,
-            Fate::Closed => {
-                self.break_connection(client, server);
-                return;
-            }
-            Fate::Comes(first, second) => (first, second),
-        };
-        let mut at = self.now.plus(first);
-        if stream {
-            let floor = &mut self.payload.connection(client, server).floors[0];
-            *floor = at.max(floor.plus(Micros(1)));
-            at = *floor;
-        }
-        if let Some(again) = second {
-            let message = message.clone();
-            self.after(again, Event::ToServer { client, server, generation, message });
-        }
-        self.at(at, Event::ToServer { client, server, generation, message });
+        let (way, stream) = (Way::Up, streams_up(&message));
+        let event = |generation| Event::ToServer { client, server, generation, message };
+        self.send(client, server, way, stream, event);
     }
 
     pub(crate) fn send_to_client(&mut self, server: ServerId, client: ClientId, message: ToClient) {
@@ -168,14 +151,31 @@ impl Sim {
         if let Some(bytes) = self.alter(messages::encode(&message)) {
             let _ = messages::decode::<ToClient>(&bytes);
         }
-        let stream = streams_down(&message);
+        let (way, stream) = (Way::Down, streams_down(&message));
+        let event = |generation| Event::ToClient { server, client, generation, message };
+        self.send(client, server, way, stream, event);
+    }
+
+    /// Sends something on a connection, if it is up: `event` is its arrival, on the connection of
+    /// this generation.
+    fn send(
+        &mut self,
+        client: ClientId,
+        server: ServerId,
+        way: Way,
+        stream: bool,
+        event: impl FnOnce(u64) -> Event,
+    ) {
         let connection = self.payload.connection(client, server);
         if !connection.up {
             return;
         }
         let generation = connection.generation;
-        let fate = self.fate(Node::Guest(server), Node::Client(client), stream);
-        let (first, second) = match fate {
+        let (mut from, mut to) = (Node::Client(client), Node::Guest(server));
+        if way == Way::Down {
+            (from, to) = (to, from);
+        }
+        let (first, second) = match self.fate(from, to, stream) {
             Fate::Lost => return,
             Fate::Closed => {
                 self.break_connection(client, server);
@@ -185,15 +185,15 @@ impl Sim {
         };
         let mut at = self.now.plus(first);
         if stream {
-            let floor = &mut self.payload.connection(client, server).floors[1];
+            let floor = &mut self.payload.connection(client, server).floors[way as usize];
             *floor = at.max(floor.plus(Micros(1)));
             at = *floor;
         }
+        let event = event(generation);
         if let Some(again) = second {
-            let message = message.clone();
-            self.after(again, Event::ToClient { server, client, generation, message });
+            self.after(again, event.clone());
         }
-        self.at(at, Event::ToClient { server, client, generation, message });
+        self.at(at, event);
     }
 
     pub(crate) fn send_forward(&mut self, from: ServerId, to: ServerId, order: OrderMessage) {
@@ -210,11 +210,11 @@ impl Sim {
         else {
             return;
         };
+        let event = Event::Forward { from, to, epoch, order };
         if let Some(again) = second {
-            let order = order.clone();
-            self.after(again, Event::Forward { from, to, epoch, order });
+            self.after(again, event.clone());
         }
-        self.after(first, Event::Forward { from, to, epoch, order });
+        self.after(first, event);
     }
 
     pub(crate) fn reach_server(
@@ -238,8 +238,9 @@ impl Sim {
         order: OrderMessage,
     ) {
         if self.servers[to.index()].guest_epoch == epoch {
-            self.history.trace((from, to, order.id));
-            self.step_guest(to, GuestInput::FromGuest(from, order));
+            let forward = Forward(order);
+            self.history.trace((from, to, messages::encode(&forward)));
+            self.step_guest(to, GuestInput::FromGuest(from, forward.0));
         }
     }
 
@@ -329,5 +330,42 @@ impl Sim {
     /// No partition is left.
     pub(crate) fn rejoin_all(&mut self) {
         self.payload.partitions.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::messages::Refusal;
+    use shared_registers::ids::OrderId;
+
+    use super::*;
+    use crate::cluster;
+
+    /// The trace of a run after `what` happened in it.
+    fn trace(what: impl FnOnce(&mut Sim)) -> u64 {
+        let mut sim = Sim::calm(1);
+        what(&mut sim);
+        sim.history().hash()
+    }
+
+    /// Nobody does anything about these but keep some of them: only their bytes tell them apart.
+    #[test]
+    fn two_runs_differ_whose_messages_differ_in_one_byte() {
+        let (client, server, order) = (ClientId(0), ServerId(1), |byte| {
+            let id = OrderId { client: ClientId(0), session: 1, count: 9 };
+            cluster::order(id, vec![byte], &cluster::order_keys(id.client, 3))
+        });
+        let refused = |reason| ToClient::Refused { session: 1, count: 1, reason };
+        let told = |reason| trace(|sim| sim.reach_client(server, client, 0, refused(reason)));
+        assert_eq!(told(Refusal::BadMac), told(Refusal::BadMac));
+        assert_ne!(told(Refusal::BadMac), told(Refusal::TooLarge));
+        let forwarded = |byte| trace(|sim| sim.forwarded(ServerId(0), server, 1, order(byte)));
+        assert_eq!(forwarded(1), forwarded(1));
+        assert_ne!(forwarded(1), forwarded(2));
+        let sent = |byte| {
+            let message = ToServer::Order(order(byte));
+            trace(|sim| sim.reach_server(client, server, 0, message))
+        };
+        assert_ne!(sent(1), sent(2));
     }
 }

@@ -11,6 +11,9 @@ use crate::guest::strategies::{self, Strategy};
 /// Most virtual time that the faults last.
 pub const MAX_FAULTS: Micros = Micros::from_ms(12_000);
 
+/// Most frames that a link of the trusted network holds in any plan.
+pub const MAX_LINK_FRAMES: usize = 32;
+
 /// What may be asked for instead of drawn.
 #[derive(Clone, Debug, Default)]
 pub struct Wishes {
@@ -46,7 +49,7 @@ pub struct Plan {
 }
 
 /// The cluster's settings.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// `T_change`.
     pub change: Micros,
@@ -63,7 +66,7 @@ pub struct Timing {
 }
 
 /// What a client is like.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct ClientPlan {
     /// It lies instead of doing what a client does.
     pub lying: bool,
@@ -79,10 +82,12 @@ pub struct ClientPlan {
     pub stays_down: bool,
     /// Its clock may have gone back when it starts again.
     pub clock_back: bool,
+    /// It crashes once more as soon as it was told so, and its clock goes back once more.
+    pub relapses: bool,
 }
 
 /// Faults of the payload network. Probabilities are per message, in thousandths.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct PayloadPlan {
     /// Shortest and longest delay when nothing is wrong.
     pub delay: (Micros, Micros),
@@ -105,7 +110,7 @@ pub struct PayloadPlan {
 }
 
 /// Faults of the trusted network.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct TrustedPlan {
     /// Shortest and longest delay of a frame.
     pub delay: (Micros, Micros),
@@ -116,7 +121,7 @@ pub struct TrustedPlan {
 }
 
 /// What becomes of processes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct ProcessPlan {
     /// Mean time between crashes of hosts, and how long one is down at most.
     pub host_crash_every: Option<(Micros, Micros)>,
@@ -162,6 +167,10 @@ fn spells(rng: &mut ChaCha8Rng, every_ms: (u64, u64), most: u64) -> Option<(Micr
 impl Plan {
     /// Draws everything.
     pub fn draw(rng: &mut ChaCha8Rng, wishes: &Wishes) -> Plan {
+        // What was thought of later is drawn from a stream of its own, so that seeds which are kept
+        // for what they once found go on finding it.
+        let mut later = rng.clone();
+        later.set_stream(1);
         let drawn = [1, 1, 1, 1, 1, 1, 2, 2, 2, 3][rng.random_range(0..10)];
         let f = wishes.f.unwrap_or(drawn);
         let n = 2 * f + 1;
@@ -184,6 +193,9 @@ impl Plan {
         plan.clients = (0..count).map(|i| ClientPlan::draw(clients, i, wishes.calm)).collect();
         if wishes.calm {
             return plan;
+        }
+        for client in &mut plan.clients {
+            client.relapses = later.random_bool(0.5) && client.clock_back;
         }
         plan.guests = strategies::break_in(guests, f);
         plan.payload = PayloadPlan::draw(&mut part());
@@ -219,6 +231,7 @@ impl ClientPlan {
             crash_every: every(rng, 500, 5_000).filter(|_| may),
             stays_down: rng.random_bool(0.3),
             clock_back: rng.random_bool(0.2),
+            relapses: false,
         }
     }
 }
@@ -247,13 +260,13 @@ impl PayloadPlan {
 impl TrustedPlan {
     /// A network in which nothing is wrong.
     pub fn calm() -> TrustedPlan {
-        TrustedPlan { delay: (Micros(50), Micros(500)), window: 32, down_every: None }
+        TrustedPlan { delay: (Micros(50), Micros(500)), window: MAX_LINK_FRAMES, down_every: None }
     }
 
     fn draw(rng: &mut ChaCha8Rng) -> TrustedPlan {
         TrustedPlan {
             delay: (Micros(50), ms(rng, 1, 20)),
-            window: rng.random_range(1..=32),
+            window: rng.random_range(1..=MAX_LINK_FRAMES),
             down_every: spells(rng, (100, 3_000), 2_000),
         }
     }

@@ -9,8 +9,9 @@ use shared_registers::ids::{ClientId, Micros, OrderNumber, ServerId};
 use crate::clock::Clock;
 use crate::cluster::{self, CLUSTER, MAX_PAYLOAD_BYTES};
 use crate::engine::{Event, Sim};
+use crate::faults::Timer;
 use crate::guest::{Guest, GuestConfig, GuestInput, GuestOutput};
-use crate::history::Event as Happened;
+use crate::history::{Event as Happened, Longest};
 use crate::memory::{Memory, SimWords};
 use crate::plan::Plan;
 
@@ -25,6 +26,8 @@ pub(crate) struct Server {
     /// Which incarnation of the host agent this is.
     pub(crate) host_epoch: u64,
     pub(crate) host_clock: Clock,
+    /// Of what the host, in any of its incarnations, keeps.
+    pub(crate) longest: Longest,
     /// What the host's wall clock shows more than its other one.
     pub(crate) wall: Micros,
     /// The host's next step is its last: only so many of its stores take effect.
@@ -40,7 +43,9 @@ pub(crate) struct Server {
     /// The last delivery of a correct guest.
     pub(crate) delivered: OrderNumber,
     guest_clock: Clock,
-    timer_at: Option<Micros>,
+    timer: Option<Timer>,
+    /// The host's next exchange.
+    pub(crate) tick: Option<Timer>,
 }
 
 impl Server {
@@ -71,6 +76,7 @@ impl Server {
             host: None,
             host_epoch: 0,
             host_clock,
+            longest: Longest::default(),
             wall: EPOCH.plus(Micros(rng.random_range(0..5_000_000))),
             dies_after: None,
             dies_admitting: false,
@@ -81,7 +87,8 @@ impl Server {
             config,
             delivered: OrderNumber(0),
             guest_clock,
-            timer_at: None,
+            timer: None,
+            tick: None,
         }
     }
 }
@@ -115,7 +122,7 @@ impl Sim {
             return;
         }
         entry.guest_epoch += 1;
-        entry.timer_at = None;
+        entry.timer = None;
         entry.delivered = OrderNumber(0);
         let now = entry.guest_clock.show(self.now);
         let (read, write) = (entry.read.clone(), entry.write.clone());
@@ -143,8 +150,10 @@ impl Sim {
     pub(crate) fn guest_timer(&mut self, server: ServerId, epoch: u64) {
         let entry = &mut self.servers[server.index()];
         // It may be late: its process was paused.
-        if entry.guest_epoch == epoch && entry.timer_at.is_some_and(|at| at <= self.now) {
-            entry.timer_at = None;
+        if entry.guest_epoch == epoch
+            && let Some(timer) = entry.timer.take_if(|timer| timer.at <= self.now)
+        {
+            self.went_off(timer);
             self.step_guest(server, GuestInput::Timer);
         }
     }
@@ -191,16 +200,14 @@ impl Sim {
         let entry = &self.servers[server.index()];
         let Some(deadline) = entry.guest.as_ref().and_then(Guest::next_deadline) else { return };
         let (at, epoch) = (entry.guest_clock.when(deadline), entry.guest_epoch);
-        if entry.timer_at.is_some_and(|set| set <= at) {
+        if entry.timer.is_some_and(|set| set.at <= at) {
             return;
         }
-        // A timer that is due already goes off a moment later, not in the same one for ever.
-        let at = self.skewed(at).max(self.now.plus(Micros(10)));
+        let timer = self.skewed(at);
         let entry = &mut self.servers[server.index()];
-        if entry.timer_at.is_some_and(|set| set <= at) {
-            return;
+        if entry.timer.is_none_or(|set| set.at > timer.at) {
+            entry.timer = Some(timer);
+            self.at(timer.at, Event::GuestTimer(server, epoch));
         }
-        entry.timer_at = Some(at);
-        self.at(at, Event::GuestTimer(server, epoch));
     }
 }

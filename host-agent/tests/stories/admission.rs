@@ -168,10 +168,12 @@ fn a_change_that_is_here_and_hidden_allows_nothing() {
     world.send_all(2, 0); // names server 1's record, which host 0 lacks
     world.write(0, &change(0));
     assert_eq!(world.copied(0, 2), 1);
+    assert_eq!(world.queues(0), [1, 1, 1]);
     dropped(&mut world, &change(1), DropReason::Change);
     world.send_all(1, 0);
+    assert_eq!(world.queues(0), [1, 0, 0]);
     world.write(0, &change(1));
-    assert_eq!(world.copied(0, 0), 2);
+    assert_eq!((world.copied(0, 0), world.queues(0)), (2, [2, 0, 0]));
 }
 
 #[test]

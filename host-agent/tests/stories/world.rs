@@ -156,6 +156,12 @@ impl World {
         self.host(i).registers().exposed_all().to_vec()
     }
 
+    /// Records of the longest stream; those that are not exposed, and CHANGEs among them.
+    pub(crate) fn queues(&mut self, i: u16) -> [usize; 3] {
+        let [here, waiting, changes, ..] = self.host(i).queues();
+        [here, waiting, changes].map(|(_, length, _)| length)
+    }
+
     /// The guest writes `body` for the next position and its host looks.
     pub(crate) fn write(&mut self, i: u16, body: &[u8]) {
         self.write_only(i, body);

@@ -501,6 +501,25 @@ fn room_is_counted_in_bytes_too() {
 }
 
 #[test]
+fn however_fast_deliveries_leave_nothing_of_them_stays() {
+    let mut story = story(1);
+    for order in 1..=3 * WINDOW_MESSAGES {
+        // Time stands still: nothing is due.
+        story.all_say(0..3, order);
+        for queue in story.listener.queues() {
+            assert!(queue.length <= queue.bound, "{queue:?} at {order}");
+        }
+    }
+    assert_eq!(story.delivered().len() as u64, 3 * WINDOW_MESSAGES);
+    // What cannot leave is counted.
+    story.all_say(1..3, 3 * WINDOW_MESSAGES + 1);
+    story.say(0, truth(3 * WINDOW_MESSAGES + 2, true));
+    story.all_say(1..2, 3 * WINDOW_MESSAGES + 2);
+    let lengths = story.listener.queues().map(|queue| queue.length);
+    assert_eq!(lengths, [2, 0, 1]);
+}
+
+#[test]
 fn too_old_is_believed_from_f_plus_one_and_no_more_than_a_correct_server_says() {
     for f in [1, 2] {
         let mut story = story(f);

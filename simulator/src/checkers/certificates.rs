@@ -1,6 +1,7 @@
-//! C1, from the records themselves: whatever a correct replica holds for committed continues what it
-//! held before, batch by batch, and `f + 1` distinct servers have named that very history in votes
-//! of one term: each in that term's segment of its stream (V1), and of batches that it had seen (V3).
+//! C1, from the records themselves: whatever a correct replica holds for committed continues what
+//! it held before, batch by batch, and `f + 1` distinct servers have named that very history in
+//! votes of one term: each in that term's segment of its stream (V1), and of batches that it had
+//! seen (V3).
 //!
 //! This is no second reader. It does not ask which term was open, and by what evidence, but only
 //! whether the votes that a commit claims to have are there.
@@ -35,8 +36,8 @@ struct Seen {
     proposals: BTreeMap<(Term, Batch), Seq>,
     /// By term and writer: the histories that it has named.
     named: BTreeMap<Term, BTreeMap<ServerId, Named>>,
-    /// Hosts that are down. One that died while it admitted a record may have shown it to its guest,
-    /// and is heard of it only when it starts again.
+    /// Hosts that are down. One that died while it admitted a record may have shown it to its
+    /// guest, and tells of it only when it starts again.
     down: BTreeSet<ServerId>,
     /// What each replica holds for committed.
     committed: BTreeMap<ServerId, (Batch, Digest)>,

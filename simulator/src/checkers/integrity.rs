@@ -38,7 +38,7 @@ impl Seen {
 
     fn deliver(&mut self, order: OrderNumber, id: OrderId, payload: &[u8]) -> Result<(), String> {
         if let Some(known) = self.delivered.insert(order, id) {
-            // That it is the same order is for others to judge.
+            // Another server's delivery: that it is of the same message is for others to judge.
             return if known == id { Ok(()) } else { Err(format!("{id} and {known} at {order}")) };
         }
         if let Some(twice) = self.names.insert(id, order) {

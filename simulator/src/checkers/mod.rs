@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`total_order`] | DA4: one order, dense, with one time each, at servers and listeners |
 //! | [`chains`] | C1: one committed chain |
-//! | [`certificates`] | C1: what is committed extends what was, and has its votes in the registers |
+//! | [`certificates`] | C1: what is committed extends what was, and has its votes in the streams |
 //! | [`conduct`] | P1-P4: what a guest that was never broken into may write |
 //! | [`agreement`] | DA2: at the end all correct servers are at one place |
 //! | [`integrity`] | DA3: nothing forged, nothing twice, each client's messages in its order |

@@ -3,7 +3,7 @@
 //! * **R1** what enters a stream is a PROPOSE, an ACCEPT or a CHANGE that may stand there;
 //! * **R2** the stamp names the writer;
 //! * **R3** every host holds a prefix of the one sequence that the writer's host admitted;
-//! * **R4** `seen` is what the host had exposed, and a record is exposed only after what it has seen;
+//! * **R4** `seen` is what the host had exposed, and a record is exposed after what it has seen;
 //! * **R5** in the end every live host holds the same.
 
 use std::collections::BTreeMap;
@@ -94,7 +94,9 @@ impl Registers {
         };
         let writers = self.changes.iter().zip(&record.seen).filter(|stream| done(*stream)).count();
         if term > Term(0) && writers < self.quorum {
-            return Err(format!("R1: server {writer} wrote CHANGE({term}) after {writers} others"));
+            return Err(format!(
+                "R1: server {writer} wrote CHANGE({term}) after those of {writers}"
+            ));
         }
         Ok(())
     }

@@ -17,21 +17,22 @@ use crate::history::Event;
 type Word = (OrderId, OrderNumber, Digest, Option<Micros>);
 
 #[derive(Default)]
-struct Seen {
+struct Seen<'a> {
     /// By client, since it started: what it was told, and by whom.
     told: BTreeMap<ClientId, BTreeMap<Word, BTreeSet<ServerId>>>,
-    /// Clients whose clock has gone back: they may take the answer to one message for another's.
+    /// Clients whose clock has gone back: one of their messages may be delivered twice.
     unsteady: BTreeSet<ClientId>,
+    messages: BTreeMap<(ClientId, u64), &'a [u8]>,
     /// The highest place that anybody was answered.
     answered: OrderNumber,
     /// By broadcast: what that was when it was wanted.
     wanted: BTreeMap<(ClientId, u64), OrderNumber>,
-    delivered: BTreeMap<OrderNumber, OrderId>,
+    delivered: BTreeMap<OrderNumber, (OrderId, &'a [u8])>,
     /// Per client: its answered tickets and their places.
     places: BTreeMap<(ClientId, u64), OrderNumber>,
 }
 
-impl Seen {
+impl Seen<'_> {
     /// P5: that `f + 1` servers had sent a client what it believed. Of a reply that is kept no
     /// longer the client has no bytes, and any digest will do.
     fn is_founded(
@@ -54,11 +55,20 @@ impl Seen {
         }
     }
 
-    /// Some correct server was the first of `f + 1` to say it, and had delivered it by then.
-    fn is_delivered(&self, id: OrderId, order: OrderNumber) -> Result<(), String> {
-        match self.delivered.get(&order) == Some(&id) {
-            true => Ok(()),
-            false => Err(format!("{id} was answered as order {order}, which it is not")),
+    /// Some correct server was the first of `f + 1` to say it, and had delivered it by then. The
+    /// message is the client's own, whatever became of its clock: two of its lives never mean two
+    /// messages by one name (section 3).
+    fn is_delivered(&self, id: OrderId, order: OrderNumber, ticket: u64) -> Result<(), String> {
+        match self.delivered.get(&order) {
+            Some((name, payload)) if *name == id => {
+                match self.messages.get(&(id.client, ticket)).is_none_or(|own| own == payload) {
+                    true => Ok(()),
+                    false => {
+                        Err(format!("message {ticket} was answered as {id}, which is another"))
+                    }
+                }
+            }
+            _ => Err(format!("{id} was answered as order {order}, which it is not")),
         }
     }
 
@@ -98,11 +108,12 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
     let mut seen = Seen::default();
     for (_, event) in events {
         match event {
-            Event::Broadcast { client, ticket, .. } => {
+            Event::Broadcast { client, ticket, payload } => {
+                seen.messages.insert((*client, *ticket), payload);
                 seen.wanted.insert((*client, *ticket), seen.answered);
             }
-            Event::Delivered { order, id, .. } => {
-                seen.delivered.insert(*order, *id);
+            Event::Delivered { order, id, payload, .. } => {
+                seen.delivered.insert(*order, (*id, payload));
             }
             // What it was told before it started it has forgotten.
             Event::ClientStarted { client, .. } => {
@@ -122,7 +133,7 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
             Event::Answered { client, ticket, id, order, reply } => {
                 let digest = reply.as_ref().map(|reply| Digest::of(&[reply]));
                 seen.is_founded(*client, (*id, *order), digest, None, facts.f)?;
-                seen.is_delivered(*id, *order)?;
+                seen.is_delivered(*id, *order, *ticket)?;
                 if !seen.unsteady.contains(client) {
                     seen.answer(*client, *ticket, *order)?;
                 }
@@ -156,10 +167,24 @@ mod tests {
         let other = [delivered(0, 1, id(1, 1), b"a")];
         assert!(history(&[&wanted, &other, &answer]).is_err());
         assert!(history(&[&right, &answer]).is_err(), "nobody wanted it");
-        // Not even of a client whose clock went back; but that may mistake an answer.
+        // Not even of a client whose clock went back; but that may be answered twice.
         let back = [Event::ClockWentBack { client: ClientId(0) }];
         assert!(history(&[&back, &wanted, &other, &answer]).is_err());
         assert_eq!(history(&[&back, &wanted, &right, &answer, &answer]), Ok(()));
+    }
+
+    #[test]
+    fn a_client_that_takes_the_answer_to_another_message_for_its_own_is_rejected() {
+        // An earlier life's message, by the name that this life's has.
+        let lives = [broadcast(0, 1, b"a"), broadcast(0, 2, b"b")];
+        let back = [Event::ClockWentBack { client: ClientId(0) }];
+        let history = |payload, ticket| {
+            let delivered = [delivered(0, 1, id(0, 1), payload)];
+            let answer = believed(ticket, id(0, 1), 1);
+            judge(check, &[&lives[..], &back, &delivered, &answer].concat())
+        };
+        assert_eq!(history(b"b", 2), Ok(()));
+        assert!(history(b"a", 2).expect_err("it is not its own").contains("which is another"));
     }
 
     #[test]
@@ -205,18 +230,17 @@ mod tests {
 
     #[test]
     fn a_client_whose_messages_are_answered_out_of_order_is_rejected() {
-        let known = [
-            broadcast(0, 1, b"a"),
-            broadcast(0, 2, b"b"),
-            delivered(0, 1, id(0, 1), b"b"),
-            delivered(0, 2, id(0, 2), b"a"),
-        ];
-        let history = |first, second| {
+        let wanted = [broadcast(0, 1, b"1"), broadcast(0, 2, b"2")];
+        let history = |first: u64, second: u64| {
+            let message = |order, ticket: u64| {
+                delivered(0, order, id(0, order), ticket.to_string().as_bytes())
+            };
+            let delivered = [message(1, first), message(2, second)];
             let answers = [believed(first, id(0, 1), 1), believed(second, id(0, 2), 2)].concat();
-            judge(check, &[&known[..], &answers].concat())
+            judge(check, &[&wanted[..], &delivered, &answers].concat())
         };
         assert_eq!(history(1, 2), Ok(()));
-        assert!(history(2, 1).is_err());
+        assert!(history(2, 1).expect_err("2 came first").contains("overtaken"));
     }
 
     #[test]

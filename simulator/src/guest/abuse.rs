@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use rand::RngExt;
 use shared_registers::ids::{Batch, Seq};
-use shared_registers::layout::write;
+use shared_registers::layout::{read, write};
 use shared_registers::words::{Words, WordsMut};
 
 use super::byzantine::Byzantine;
@@ -16,6 +16,10 @@ const FRAME_MAGIC: u64 = 0x4472_4146 << 32;
 const FRAME_HEADER_BYTES: u64 = 24;
 /// Frames of a flood.
 const FLOOD: u64 = 200;
+/// More looks than a host takes at a frame.
+pub(super) const LOOKS: u32 = 3;
+/// Frames that are rewritten when the host has consumed them, at a time.
+const USED_UP: usize = 64;
 /// Words of noise at a time.
 const NOISE: u64 = 32;
 
@@ -42,9 +46,10 @@ impl Byzantine {
     /// A frame with this body was published at `at`.
     pub(super) fn spoil(&mut self, at: u64, body: &[u8]) {
         if self.abuses(Abuse::Rewrite) {
-            let words = (body.len() as u64).div_ceil(8).max(1);
-            let word = FRAME_HEADER_BYTES / 8 + self.rng.random_range(0..words);
-            self.file.store(self.word_at(at + word * 8), self.rng.random(), Ordering::Relaxed);
+            let words = FRAME_HEADER_BYTES / 8 + (body.len() as u64).div_ceil(8);
+            let word = self.rng.random_range(0..words);
+            let looks = self.rng.random_range(0..=LOOKS);
+            self.rewrite_word(self.word_at(at + word * 8), looks);
             self.tampered = true;
         }
         if self.abuses(Abuse::Number) {
@@ -57,8 +62,30 @@ impl Byzantine {
         }
     }
 
+    /// Overwrites a word of the last frame after so many looks of its host: before the first,
+    /// between two of them, or when the host is done with the frame.
+    pub(super) fn rewrite_word(&mut self, word: usize, looks: u32) {
+        let value = self.rng.random();
+        match looks {
+            0 => self.file.store(word, value, Ordering::Relaxed),
+            1..LOOKS => self.file.alter_after(word, looks, value),
+            _ if self.used_up.len() < USED_UP => self.used_up.push((self.head(), word, value)),
+            _ => {}
+        }
+    }
+
+    /// Overwrites the words of frames that the host has consumed.
+    pub(super) fn rewrite_consumed(&mut self) {
+        let consumed = self.shown.load(read::CONSUMED, Ordering::Acquire);
+        let is_past = |end: u64| consumed.wrapping_sub(end) as i64 >= 0;
+        for (_, word, value) in self.used_up.extract_if(.., |(end, ..)| is_past(*end)) {
+            self.file.store(word, value, Ordering::Relaxed);
+        }
+    }
+
     /// Stores to the file whatever comes to mind.
     pub(super) fn abuse(&mut self) {
+        self.rewrite_consumed();
         let second = (self.now.0 >> 20, 0);
         if self.once(|deed| *deed == Deed::Abuse(Abuse::Torn), second).is_some() {
             let ahead = 8 * self.rng.random_range(1..=8);

@@ -47,6 +47,11 @@ pub struct Byzantine {
     pub(super) registers: GuestRegisters<Memory, Memory>,
     /// The write file, to be stored to without asking anybody.
     pub(super) file: Memory,
+    /// The read file.
+    pub(super) shown: Memory,
+    /// Where frames end that it will rewrite once they are consumed, a word of each, and what that
+    /// becomes.
+    pub(super) used_up: Vec<(u64, usize, u64)>,
     replicas: Vec<Replica>,
     pub(super) view: View,
     armed: Vec<Armed>,
@@ -79,7 +84,7 @@ pub struct Byzantine {
 impl Byzantine {
     /// Starts on the files of its host.
     pub fn start(now: Micros, config: &GuestConfig, read: Memory, write: Memory) -> Byzantine {
-        let registers = GuestRegisters::attach(config.geometry, read, write.clone());
+        let registers = GuestRegisters::attach(config.geometry, read.clone(), write.clone());
         let twin = config.strategies.iter().any(|strategy| strategy.deed == Deed::Twin);
         let replica = |_| Replica::new(config.replica.clone(), Box::new(Tally::default()));
         let armed = |strategy: &Strategy| Armed { strategy: *strategy, used: VecDeque::new() };
@@ -88,6 +93,8 @@ impl Byzantine {
             n: config.n,
             registers: registers.expect("the engine made the files for this geometry"),
             file: write,
+            shown: read,
+            used_up: Vec::new(),
             replicas: (0..1 + usize::from(twin)).map(replica).collect(),
             view: View::new(config),
             armed: config.strategies.iter().map(armed).collect(),

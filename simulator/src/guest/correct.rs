@@ -3,10 +3,10 @@
 //! A turn reads what is exposed, lets the replica act, writes its frames, and passes on its answers
 //! and deliveries. Before it sleeps it says so in its bell word and looks once more.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use protocol::messages::{ToClient, ToServer};
-use protocol::replica::{Input, Lookup, Output, Queue, Replica};
+use protocol::replica::{Input, Lookup, Output, Replica};
 use shared_registers::crypto::Digest;
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::ids::{Batch, ClientId, Micros, OrderNumber, Seq, ServerId};
@@ -14,7 +14,7 @@ use shared_registers::ids::{Batch, ClientId, Micros, OrderNumber, Seq, ServerId}
 use super::subscribers::Subscribers;
 use super::{GuestConfig, GuestInput, GuestOutput};
 use crate::application::Tally;
-use crate::history::Event;
+use crate::history::{Event, Longest};
 use crate::memory::Memory;
 
 /// R8's hints are looked at so often; this is also the longest nap.
@@ -28,6 +28,7 @@ pub const FRAMES_QUEUED: usize = 128;
 pub struct Correct {
     me: ServerId,
     n: usize,
+    clients: usize,
     registers: GuestRegisters<Memory, Memory>,
     replica: Replica,
     /// It has read what there was when it started (P6).
@@ -35,7 +36,7 @@ pub struct Correct {
     /// Frames for which the write file has no room.
     frames: VecDeque<(Seq, Vec<u8>)>,
     /// The longest that each queue has been.
-    longest: BTreeMap<&'static str, usize>,
+    longest: Longest,
     subscribers: Subscribers,
     hints_at: Micros,
     noted: OrderNumber,
@@ -50,11 +51,12 @@ impl Correct {
         Correct {
             me: config.me,
             n: config.n,
+            clients: config.replica.clients as usize,
             registers: registers.expect("the engine made the files for this geometry"),
             replica: Replica::new(config.replica.clone(), Box::new(Tally::default())),
             ready: false,
             frames: VecDeque::new(),
-            longest: BTreeMap::new(),
+            longest: Longest::default(),
             subscribers: Subscribers::default(),
             hints_at: now,
             noted: OrderNumber(0),
@@ -228,17 +230,12 @@ impl Correct {
 
     /// Tells the history of every queue that is longer than ever.
     fn measure(&mut self, out: &mut Vec<GuestOutput>) {
-        let (name, length) = ("frames that wait for the write file", self.frames.len());
-        let frames = Queue { name, length, bound: FRAMES_QUEUED };
-        let queues = self.replica.queues().into_iter().chain([frames]);
-        for queue in queues {
-            let longest = self.longest.entry(queue.name).or_default();
-            if queue.length > *longest {
-                *longest = queue.length;
-                let (length, bound) = (queue.length as u64, queue.bound as u64);
-                let (owner, name) = (u32::from(self.me.0), queue.name);
-                out.push(GuestOutput::Note(Event::Queue { owner, name, length, bound }));
-            }
+        let frames = ("frames that wait for the write file", self.frames.len(), FRAMES_QUEUED);
+        let replicas = self.replica.queues().map(|queue| (queue.name, queue.length, queue.bound));
+        let subscribers = self.subscribers.queues(self.clients);
+        for queue in replicas.into_iter().chain(subscribers).chain([frames]) {
+            let news = self.longest.is(u32::from(self.me.0), queue);
+            out.extend(news.map(GuestOutput::Note));
         }
     }
 

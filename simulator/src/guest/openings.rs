@@ -90,8 +90,12 @@ impl Byzantine {
                 evidence.push(self.view.next_of(*unseen));
                 Some(evidence)
             }
-            Citing::OtherTerm => of_distinct_writers(self.view.changes_below(before), needed),
-            Citing::Jumped => of_distinct_writers(self.view.changes_above(before), needed),
+            Citing::OtherTerm => {
+                of_distinct_writers(self.view.changes_where(|left| left < before), needed)
+            }
+            Citing::Jumped => {
+                of_distinct_writers(self.view.changes_where(|left| left > before), needed)
+            }
             Citing::Random => {
                 let n = self.n as u16;
                 let rng = &mut self.rng;

@@ -86,7 +86,8 @@ pub enum Abuse {
     Torn,
     /// A frame whose length lies.
     Length,
-    /// A frame is overwritten after it was published.
+    /// A frame is overwritten after it was published: before the host looks, between its first and
+    /// its second look, if it takes one, or after it was consumed.
     Rewrite,
     /// Frames for positions that were filled, or that are far away.
     Number,

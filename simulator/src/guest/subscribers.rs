@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::messages::{Credit, ToClient, ToServer};
+use protocol::messages::{Credit, MAX_CREDIT_BYTES, MAX_CREDIT_MESSAGES, ToClient, ToServer};
 use protocol::replica::{Lookup, Replica};
 use shared_registers::ids::{ClientId, OrderNumber};
 
@@ -55,6 +55,18 @@ impl Subscribers {
     /// The connection of a client is gone, and its subscription with it.
     pub(super) fn lose(&mut self, client: ClientId) {
         self.0.remove(&client);
+    }
+
+    /// How many there are, and the largest credit.
+    pub(super) fn queues(&self, clients: usize) -> [(&'static str, usize, usize); 3] {
+        let left = || self.0.values().map(|subscriber| subscriber.credit.left());
+        let messages = left().map(|(messages, _)| messages as usize).max().unwrap_or(0);
+        let bytes = left().map(|(_, bytes)| bytes.max(0) as usize).max().unwrap_or(0);
+        [
+            ("subscribers of a guest", self.0.len(), clients),
+            ("messages of a subscriber's credit", messages, MAX_CREDIT_MESSAGES as usize),
+            ("bytes of a subscriber's credit", bytes, MAX_CREDIT_BYTES as usize),
+        ]
     }
 
     fn fetch(

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use host_agent::{Host, HostConfig, Input, Now};
 use protocol::messages::{OrderMessage, ToClient, ToServer};
@@ -12,11 +13,12 @@ use shared_registers::host_side::{Counter, HostRegisters};
 use shared_registers::ids::{
     Batch, ClientId, Micros, OrderId, OrderNumber, Position, Seq, ServerId, Term,
 };
-use shared_registers::layout::{DropReason, Geometry, read};
+use shared_registers::layout::{DropReason, Geometry, read, write};
 use shared_registers::limits::RegisterLimits;
 use shared_registers::record::{Body, Record};
-use shared_registers::words::Words;
+use shared_registers::words::{Words, WordsMut};
 
+use super::abuse::LOOKS;
 use super::script::{Announced, Script};
 use super::strategies::{Abuse, Citing, Deed, Forgery, Lie, Strategy, When, all, only};
 use super::{Guest, GuestConfig, GuestInput, GuestOutput};
@@ -38,6 +40,7 @@ struct Actor {
     host: Host<Memory, Memory>,
     guest: Guest,
     read: Memory,
+    write: Memory,
 }
 
 /// Three servers, one of which may be broken into. Everything arrives at once.
@@ -105,8 +108,8 @@ impl Stage {
                 lying: vec![(ClientId(2), (0..n).map(|host| key(ClientId(2), host)).collect())],
                 script: script.clone(),
             };
-            let guest = Guest::start(now, &config, read.clone(), write);
-            Actor { host, guest, read }
+            let guest = Guest::start(now, &config, read.clone(), write.clone());
+            Actor { host, guest, read, write }
         };
         let actors = strategies.into_iter().enumerate().map(actor).collect();
         let mut stage = Stage { n, now, actors, linked: vec![false; n], answers: Vec::new() };
@@ -271,7 +274,7 @@ impl Stage {
     fn dropped(&self, who: u16, reason: DropReason) -> u64 {
         let words = &self.actors[usize::from(who)].read;
         let word = read::COUNTERS + Counter::dropped(reason);
-        words.load(word, std::sync::atomic::Ordering::SeqCst)
+        words.load(word, Ordering::SeqCst)
     }
 
     fn said(&self, who: u16) -> impl Iterator<Item = &ToClient> {
@@ -412,7 +415,10 @@ fn change_exhibits() -> Vec<Exhibit> {
         (1, vec![Deed::Cite(Citing::Jumped)], |s, w| {
             // It cites its own term's end.
             let cited = |p: &Position| s.stream(p.writer.0).get(p.seq.0 as usize - 1).cloned();
-            let later = |term: Term, p: &Position| matches!(cited(p), Some(Wrote::Change(left)) if left >= term);
+            let later = |term, p| match cited(p) {
+                Some(Wrote::Change(left)) => left >= term,
+                _ => false,
+            };
             let all = proposals(s, w);
             all.iter().any(|p| !p.2.is_empty() && p.2.iter().all(|cited| later(p.0, cited)))
         }),
@@ -460,7 +466,7 @@ fn abuse_exhibits() -> Vec<Exhibit> {
     vec![
         (1, vec![Deed::Abuse(Abuse::Torn)], |s, w| s.dropped(w, DropReason::Framing) > 0),
         (1, vec![Deed::Abuse(Abuse::Length)], |s, w| s.dropped(w, DropReason::Framing) > 0),
-        (1, vec![Deed::Abuse(Abuse::Rewrite)], |s, w| s.dropped(w, DropReason::Malformed) > 0),
+        (1, vec![Deed::Abuse(Abuse::Rewrite)], |s, w| s.actors[usize::from(w)].write.altered() > 0),
         (1, vec![Deed::Abuse(Abuse::Number)], |s, w| s.dropped(w, DropReason::Number) > 0),
         (1, vec![Deed::Abuse(Abuse::Flood)], |s, w| votes(s, w).len() > 100),
         (1, vec![Deed::Abuse(Abuse::Noise)], |s, w| {
@@ -485,6 +491,30 @@ fn each_deed_leaves_its_mark_and_a_correct_guest_leaves_none() {
     let seen = exhibits().into_iter().filter(|(who, _, seen)| seen(&calm, *who));
     let seen: Vec<_> = seen.map(|(who, deeds, _)| (who, deeds)).collect();
     assert_eq!(seen, [], "this is to be seen of correct guests too");
+}
+
+#[test]
+fn a_frame_is_rewritten_before_between_and_after_its_hosts_looks() {
+    let mut stage = Stage::new(1, &[Deed::Abuse(Abuse::Rewrite)], &Script::default());
+    let Actor { guest: Guest::Byzantine(guest), read, write, .. } = &mut stage.actors[1] else {
+        panic!("it is broken into")
+    };
+    let look = |word| write.load(word, Ordering::SeqCst);
+    let [before, between, after] = [200, 201, 202];
+    guest.rewrite_word(before, 0);
+    assert_ne!(look(before), 0);
+    guest.rewrite_word(between, 2);
+    let looks = [look(between), look(between), look(between)];
+    assert!(looks[..2] == [0, 0] && looks[2] != 0, "{looks:?}");
+    // The last frame ends far ahead of what is consumed.
+    let consumed = read.load(read::CONSUMED, Ordering::SeqCst);
+    write.store(write::HEAD, consumed + 64, Ordering::SeqCst);
+    guest.rewrite_word(after, LOOKS);
+    guest.rewrite_consumed();
+    assert_eq!(look(after), 0);
+    read.store(read::CONSUMED, consumed + 64, Ordering::SeqCst);
+    guest.rewrite_consumed();
+    assert_ne!(look(after), 0);
 }
 
 /// Orders of one client, 10 ms apart: to which of them a backup lied that does so at this time.

@@ -13,7 +13,7 @@ use shared_registers::record::{Body, Record};
 
 use super::GuestConfig;
 
-/// Orders that are remembered; the oldest of a client go first.
+/// Orders that are remembered; the first ones of the first clients are forgotten first.
 const ORDERS: usize = 512;
 
 /// An order as this guest would propose it.
@@ -81,10 +81,10 @@ impl View {
 
     /// An order came, from its client or another guest.
     pub(super) fn learn(&mut self, order: &OrderMessage) {
-        if self.orders.len() >= ORDERS {
+        self.orders.insert(order.id, Item::of_message(order, self.me));
+        if self.orders.len() > ORDERS {
             self.orders.pop_first();
         }
-        self.orders.insert(order.id, Item::of_message(order, self.me));
     }
 
     pub(super) fn f(&self) -> usize {
@@ -120,20 +120,13 @@ impl View {
 
     /// The CHANGEs of exactly `term`.
     pub(super) fn changes_of(&self, term: Term) -> Vec<Position> {
-        let of = |(t, position): &(Term, Position)| (*t == term).then_some(*position);
-        self.changes.iter().filter_map(of).collect()
+        self.changes_where(|left| left == term)
     }
 
-    /// The CHANGEs of terms below `term`, oldest first.
-    pub(super) fn changes_below(&self, term: Term) -> Vec<Position> {
-        let of = |(t, position): &(Term, Position)| (*t < term).then_some(*position);
-        self.changes.iter().filter_map(of).collect()
-    }
-
-    /// The CHANGEs of terms above `term`, oldest first.
-    pub(super) fn changes_above(&self, term: Term) -> Vec<Position> {
-        let of = |(t, position): &(Term, Position)| (*t > term).then_some(*position);
-        self.changes.iter().filter_map(of).collect()
+    /// The CHANGEs of such terms, oldest first.
+    pub(super) fn changes_where(&self, which: impl Fn(Term) -> bool) -> Vec<Position> {
+        let such = self.changes.iter().filter(|(term, _)| which(*term));
+        such.map(|(_, position)| *position).collect()
     }
 
     /// How many other servers have a CHANGE of exactly `term`.
