@@ -115,7 +115,7 @@ fn read_all<R: Words, W: WordsMut>(guest: &mut GuestRegisters<R, W>, mut count: 
     loop {
         match guest.next(WRITER) {
             Next::Nothing => return count,
-            Next::Damaged => panic!("a record that is not whole"),
+            Next::Reclaimed | Next::Damaged => panic!("a record that is not whole"),
             Next::Record(record) => {
                 count += 1;
                 assert_eq!(record.stamp.seq, Seq(count), "a record is lost or comes twice");

@@ -122,7 +122,7 @@ fn records(weakness: Weakness) {
     while next <= 2 {
         match guest.next(WRITER) {
             Next::Nothing => loom::thread::yield_now(),
-            Next::Damaged => panic!("a record that is not whole"),
+            Next::Reclaimed | Next::Damaged => panic!("a record that is not whole"),
             Next::Record(record) => {
                 let whole = (record.stamp.seq.0, record.body) == (next, &body(next, 1)[..]);
                 assert!(whole, "a record that is not whole");
