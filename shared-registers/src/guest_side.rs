@@ -156,22 +156,25 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
             let whole = len >= HEADER_BYTES && padded(len) <= waiting && waiting <= ring.bytes;
             let fits = whole && len <= self.geometry.max_record_bytes();
             if fits && seq >= wanted {
-                break len;
+                self.copy.clear();
+                ring.get(&self.read, at, len, &mut self.copy);
             }
-            // Passed over, if it is a record at all.
             if !self.kept(writer, at) {
-                return self.lose(writer);
+                // Gone while it was looked at. One that is only passed over may go.
+                if wanted == 0 || self.overtaken(writer) {
+                    return self.lose(writer);
+                }
+                at = self.word(writer, read::FIRST_AT, Ordering::Acquire);
+                continue;
             }
             if !fits {
                 return Next::Damaged;
             }
+            if seq >= wanted {
+                break len;
+            }
             at = at.wrapping_add(padded(len));
         };
-        self.copy.clear();
-        ring.get(&self.read, at, len, &mut self.copy);
-        if !self.kept(writer, at) {
-            return self.lose(writer);
-        }
         let record = match Record::decode(&self.copy, self.geometry.n) {
             Ok(record) if record.stamp.writer == writer => record,
             _ => return Next::Damaged,

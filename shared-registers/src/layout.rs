@@ -77,8 +77,8 @@ pub mod read {
     pub const STREAM_WORDS: usize = 8;
     /// Stream state: records reclaimed.
     pub const FIRST_SEQ: usize = 0;
-    /// Stream state: place of the first record that is still there. After a kill this word holds,
-    /// and the record there says which it is.
+    /// Stream state: place of the first record that is still there. After a kill it may be one
+    /// that is reclaimed; the record there says which it is.
     pub const FIRST_AT: usize = 1;
     /// Stream state: records that the host has.
     pub const COPIED_SEQ: usize = 2;

@@ -7,9 +7,10 @@
 //! finds the mark where it was has copied what it meant to.
 //!
 //! **A kill may fall between any two stores.** A count and its place are two of them, so one is
-//! believed and the other made to fit: the counts of what is copied and exposed; and the place of
-//! the first record, which says itself which it is. A jump is believed from its one store that puts
-//! the number of records reclaimed above the number of records here, and is then finished.
+//! believed and the other made to fit: the count. Where the first records are that are still there
+//! is found from the place of the first, which may be one that was reclaimed already; it says itself
+//! which it is. A jump is believed from its one store that puts the number of records reclaimed
+//! above the number of records here, and is then finished.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -115,10 +116,10 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
     /// Finds a stream again as an earlier run left it.
     pub(super) fn scan(&mut self, writer: ServerId) -> Result<(), ReopenError> {
         let damaged = |seq| ReopenError::Damaged { writer, seq };
-        let jumped = self.load(writer, read::FIRST_SEQ);
-        let jumping = jumped > self.load(writer, read::COPIED_SEQ);
-        if jumping && jumped <= MAX_RECORDS && self.load(writer, read::ARRIVING) != 0 {
-            self.land(writer, jumped);
+        let reclaimed = self.load(writer, read::FIRST_SEQ);
+        let jumping = reclaimed > self.load(writer, read::COPIED_SEQ);
+        if jumping && reclaimed <= MAX_RECORDS && self.load(writer, read::ARRIVING) != 0 {
+            self.land(writer, reclaimed);
         }
         self.store(writer, read::ARRIVING, 0);
         let (copied, exposed) =
@@ -142,7 +143,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
                 stream = Stream::empty(seq - 1, first_at, changed);
             }
         }
-        if stream.first > exposed || exposed > copied || jumped > copied {
+        if stream.first > reclaimed || reclaimed > exposed || exposed > copied {
             return Err(damaged(copied));
         }
         while stream.copied < copied {
@@ -157,10 +158,14 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
             }
         }
         stream.exposed = exposed;
-        self.store(writer, read::FIRST_SEQ, stream.first);
+        while stream.first < reclaimed {
+            stream.pop();
+        }
+        stream.stable = reclaimed;
         self.store(writer, read::COPIED_AT, stream.end());
         self.store(writer, read::EXPOSED_AT, stream.place(exposed + 1));
         self.streams[writer.index()] = stream;
+        self.show_first(writer);
         self.show_stable(writer);
         Ok(())
     }
@@ -266,12 +271,16 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         while end - stream.places[0] > ring.bytes {
             stream.pop();
         }
-        let (first, at, changed) = (stream.first, stream.places[0], to_word(stream.changed));
-        self.store(writer, read::CHANGED, changed);
-        self.store(writer, read::FIRST_SEQ, first);
-        self.store(writer, read::FIRST_AT, at);
+        self.show_first(writer);
         self.read.fence();
         true
+    }
+
+    fn show_first(&self, writer: ServerId) {
+        let stream = &self.streams[writer.index()];
+        self.store(writer, read::FIRST_SEQ, stream.first);
+        self.store(writer, read::CHANGED, to_word(stream.changed));
+        self.store(writer, read::FIRST_AT, stream.places[0]);
     }
 
     /// Section 6: `cut` is stable: so many records of each stream may be reclaimed from now on.
