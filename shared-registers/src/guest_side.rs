@@ -247,7 +247,8 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
         if self.overtaken(writer) { Err(Reclaimed) } else { Ok(()) }
     }
 
-    /// Reads `writer` from its first record on that is still there, whichever that is.
+    /// Reads `writer` from its first record on that is still there, whichever that is; it may be
+    /// one that is being reclaimed.
     pub fn rewind(&mut self, writer: ServerId) {
         let at = self.word(writer, read::FIRST_AT, Ordering::Acquire);
         self.cursors[writer.index()] = Cursor { at, wanted: 0, lost: false };
