@@ -2,6 +2,8 @@
 
 mod admission;
 mod hostile;
+mod laps;
 mod processes;
+mod reclaiming;
 mod spreading;
 mod world;
