@@ -13,6 +13,7 @@
 //! | [`pool`] | orders held until they are delivered | P1, P3 |
 //! | [`history`] | deliveries kept for listeners | P5 |
 //! | [`application`] | what is replicated | |
+//! | [`snapshot`] | what a checkpoint's digest is of | section 6 |
 //! | [`client_session`] | a client's ordering side | section 3, P1, P5 |
 //! | [`listener`] | a subscriber's side | section 3, P5 |
 //! | [`messages`] | the payload network's messages | section 3 |
@@ -30,5 +31,6 @@ pub mod messages;
 pub mod pool;
 pub mod reader;
 pub mod replica;
+pub mod snapshot;
 
 pub use shared_registers::canary;

@@ -45,7 +45,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new(me: ServerId, plan: &Plan, rng: &mut ChaCha8Rng) -> Server {
-        let geometry = cluster::geometry(me, plan.n);
+        let geometry = cluster::cluster::geometry(me, plan.n);
         let memory = |bytes| Memory::new(SimWords::new(bytes));
         let mut clock = |offset: u64| Clock {
             offset: Micros(rng.random_range(0..offset)),
@@ -87,6 +87,7 @@ impl Server {
 }
 
 fn replica_config(me: ServerId, plan: &Plan) -> replica::Config {
+    let limits = cluster::geometry(me, plan.n).limits;
     replica::Config {
         me,
         n: plan.n,
@@ -94,6 +95,8 @@ fn replica_config(me: ServerId, plan: &Plan) -> replica::Config {
         cluster: CLUSTER,
         max_payload_bytes: MAX_PAYLOAD_BYTES,
         window: plan.timing.window,
+        checkpoint_weight: limits.checkpoint_weight(),
+        soft_batch_bytes: limits.soft_batch_bytes(),
         change: plan.timing.change,
         change_cap: plan.timing.change_cap,
         host_down: plan.timing.host_down,

@@ -78,6 +78,8 @@ fn replica(n: usize, me: usize) -> Replica {
         cluster: CLUSTER,
         max_payload_bytes: 4096,
         window: 16,
+        checkpoint_weight: 1 << 21,
+        soft_batch_bytes: 1 << 18,
         change: Micros::from_ms(CHANGE_MS),
         change_cap: Micros::from_ms(64 * CHANGE_MS),
         host_down: Micros::from_ms(HOST_DOWN_MS),
