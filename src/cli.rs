@@ -84,6 +84,8 @@ pub(crate) const MAX_F: i64 = (MAX_SERVERS as i64 - 1) / 2;
 pub(crate) enum ApplicationName {
     /// Replies of the size that the request asks for, for benchmarks.
     EchoSized,
+    /// A table of keys and values.
+    Kv,
     /// The reply is the message's order number.
     Log,
 }
@@ -93,6 +95,7 @@ impl ApplicationName {
     pub(crate) fn name(self) -> &'static str {
         match self {
             ApplicationName::EchoSized => "echo-sized",
+            ApplicationName::Kv => "kv",
             ApplicationName::Log => "log",
         }
     }

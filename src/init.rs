@@ -38,8 +38,9 @@ const EXPLANATION: &str = "\
 # After a change restart all processes. `cluster_id`, `f`, `clients` and the number of [[server]]
 # tables belong to the key files: for others make a new cluster with `difato cluster init`.
 #
-# application         `echo-sized` (a reply of the size that the request asks for; benchmarks) or
-#                     `log` (the reply is the order number); the same at all servers
+# application         `echo-sized` (a reply of the size that the request asks for; benchmarks),
+#                     `log` (the reply is the order number) or `kv` (a table of keys and values);
+#                     the same at all servers
 #
 # [timing], in milliseconds
 # resend_ms           a client sends an unanswered order to all servers after so long

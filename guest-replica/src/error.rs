@@ -25,7 +25,9 @@ pub enum GuestError {
         why: String,
     },
     /// The application's name means nothing.
-    #[error("unknown application = {name:?} in {path}: it can be \"log\" or \"echo-sized\"")]
+    #[error(
+        "unknown application = {name:?} in {path}: it can be \"log\", \"echo-sized\" or \"kv\""
+    )]
     Application {
         /// The name.
         name: String,

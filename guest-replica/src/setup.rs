@@ -55,6 +55,7 @@ impl Setup {
     /// The core's configuration.
     pub(crate) fn config(&self) -> Config {
         let Cluster { timing, limits, .. } = &self.cluster;
+        let registers = self.cluster.geometry(self.me).limits;
         Config {
             me: self.me,
             n: self.cluster.n(),
@@ -62,6 +63,8 @@ impl Setup {
             cluster: self.cluster.id(),
             max_payload_bytes: limits.max_payload_bytes,
             window: limits.window,
+            checkpoint_weight: registers.checkpoint_weight(),
+            soft_batch_bytes: registers.soft_batch_bytes(),
             change: Micros::from_ms(timing.change_ms),
             change_cap: Micros::from_ms(timing.change_cap_ms),
             host_down: Micros::from_ms(timing.host_down_ms),

@@ -1,6 +1,12 @@
 //! What is replicated: a deterministic state machine that executes delivered messages in order.
 
+mod kv;
+
+pub use bytes::Bytes;
+use shared_registers::codec::Malformed;
 use shared_registers::ids::{Micros, OrderId, OrderNumber};
+
+pub use kv::KeyValue;
 
 /// A delivered message.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +27,21 @@ pub trait Application: Send {
     /// Executes a message and returns the reply to its sender. A reply longer than the cluster's
     /// `max_payload_bytes` is replaced by an empty one.
     fn execute(&mut self, message: &Delivered<'_>) -> Vec<u8>;
+
+    /// The state, in chunks of about [`CHUNK_BYTES`](crate::limits::CHUNK_BYTES) or less: equal
+    /// states must give equal chunks, however they came about. It is taken every few thousand
+    /// messages (section 6), so a chunk that did not change since the last time should be the same
+    /// `Bytes`: that one is not hashed again.
+    fn snapshot(&mut self) -> Vec<Bytes>;
+
+    /// Takes the state that [`Self::snapshot`] gave. The chunks are as they were given; an
+    /// application that cannot make sense of them changes nothing.
+    fn restore(&mut self, chunks: &[Bytes]) -> Result<(), Malformed>;
+}
+
+/// What [`Application::restore`] is to one without a state.
+fn no_state(chunks: &[Bytes]) -> Result<(), Malformed> {
+    if chunks.is_empty() { Ok(()) } else { Err(Malformed) }
 }
 
 /// The reply is the order number: 8 bytes, little-endian.
@@ -30,6 +51,14 @@ pub struct Log;
 impl Application for Log {
     fn execute(&mut self, message: &Delivered<'_>) -> Vec<u8> {
         message.order.0.to_le_bytes().to_vec()
+    }
+
+    fn snapshot(&mut self) -> Vec<Bytes> {
+        Vec::new()
+    }
+
+    fn restore(&mut self, chunks: &[Bytes]) -> Result<(), Malformed> {
+        no_state(chunks)
     }
 }
 
@@ -62,6 +91,14 @@ impl Application for EchoSized {
         let size = asked.map_or(0, |size| u32::from_le_bytes(*size) as usize);
         vec![b'r'; if size > Self::MAX_REPLY_BYTES { 0 } else { size }]
     }
+
+    fn snapshot(&mut self) -> Vec<Bytes> {
+        Vec::new()
+    }
+
+    fn restore(&mut self, chunks: &[Bytes]) -> Result<(), Malformed> {
+        no_state(chunks)
+    }
 }
 
 /// The application that `cluster.toml` names.
@@ -69,6 +106,7 @@ pub fn by_name(name: &str) -> Option<Box<dyn Application>> {
     match name {
         "log" => Some(Box::new(Log)),
         "echo-sized" => Some(Box::new(EchoSized)),
+        "kv" => Some(Box::new(KeyValue::default())),
         _ => None,
     }
 }

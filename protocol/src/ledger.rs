@@ -1,15 +1,26 @@
 //! Delivery (C2): which orders of the committed batches are delivered, with which order number and
 //! time, and what their senders were answered. A pure function of the committed batches, so the
 //! same at every replica.
+//!
+//! In a snapshot (section 6) the client table is cut into groups of [`CLIENTS_PER_PART`], and only
+//! the groups that changed are made anew. A group's head, little-endian; the bodies are the replies:
+//!
+//! ```text
+//! first client u32 | clients u32 | per client: session u64, count u64, replies u32,
+//!   per reply: count u64, order number u64, digest, kept u8, length u32
+//! ```
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use shared_registers::canary::{Canary, broken};
+use shared_registers::codec::{Malformed, Put, Reader};
 use shared_registers::crypto::Digest;
 use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber};
 
-use crate::limits::{KEPT_REPLIES, KEPT_REPLY_BYTES};
+use crate::limits::{CLIENTS_PER_PART, KEPT_REPLIES, KEPT_REPLY_BYTES};
+use crate::snapshot::{Kind, Part};
 
 /// What C2 would do with an order now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,9 +79,75 @@ struct Entry {
     bytes: usize,
 }
 
+/// How long the head of a group's part is.
+pub(crate) fn head_bytes(part: &[u8]) -> Result<usize, Malformed> {
+    let mut from = Reader::new(part);
+    parse(&mut from)?;
+    Ok(part.len() - from.left())
+}
+
+/// Takes a group's head off the front of `from`: its first client and all of them, with the length
+/// of each body in the place of the body.
+#[allow(clippy::type_complexity)] // Said in one place, and taken apart right away.
+fn parse(
+    from: &mut Reader<'_>,
+) -> Result<(u32, Vec<(Last, Vec<(KeptReply, Option<usize>)>)>), Malformed> {
+    let (first, clients) = (from.u32()?, from.u32()? as usize);
+    if clients == 0 || clients > CLIENTS_PER_PART {
+        return Err(Malformed);
+    }
+    let mut group = Vec::with_capacity(clients);
+    for _ in 0..clients {
+        let last = (from.u64()?, from.u64()?);
+        let count = from.u32()? as usize;
+        if count > KEPT_REPLIES {
+            return Err(Malformed);
+        }
+        let mut reply = || {
+            let (count, order) = (from.u64()?, OrderNumber(from.u64()?));
+            let digest = Digest(*from.array()?);
+            let len = match (from.u8()?, from.u32()? as usize) {
+                (0, 0) => None,
+                (1, len) => Some(len),
+                _ => return Err(Malformed),
+            };
+            Ok((KeptReply { count, order, digest, body: None }, len))
+        };
+        let replies = (0..count).map(|_| reply()).collect::<Result<Vec<_>, _>>()?;
+        // They are the last ones without a gap: that is how they are found.
+        let dense = replies.iter().rev().zip(0..).all(|((reply, _), back)| {
+            last.1.checked_sub(back).is_some_and(|count| reply.count == count)
+        });
+        if !dense {
+            return Err(Malformed);
+        }
+        group.push((last, replies));
+    }
+    Ok((first, group))
+}
+
+/// The replies behind a head, which must be what the head says.
+pub(crate) fn bodies(head: &[u8], rest: &Bytes) -> Result<Vec<Bytes>, Malformed> {
+    let mut from = Reader::new(head);
+    let (_, group) = parse(&mut from)?;
+    let (mut bodies, mut at) = (Vec::new(), 0);
+    for (reply, len) in group.into_iter().flat_map(|(_, replies)| replies) {
+        let Some(len) = len else { continue };
+        let body = rest.get(at..).and_then(|rest| rest.get(..len)).ok_or(Malformed)?;
+        if Digest::of(&[body]) != reply.digest {
+            return Err(Malformed);
+        }
+        bodies.push(rest.slice(at..at + len));
+        at += len;
+    }
+    if at == rest.len() { Ok(bodies) } else { Err(Malformed) }
+}
+
 /// The client table and the counters of the one order.
 pub struct Ledger {
     clients: Vec<Entry>,
+    /// Each group of clients as a part of a snapshot, until it changes.
+    parts: Vec<Option<Arc<Part>>>,
     delivered: OrderNumber,
     time: Micros,
     skipped: u64,
@@ -81,6 +158,7 @@ impl Ledger {
     pub fn new(clients: u32) -> Ledger {
         Ledger {
             clients: (0..clients).map(|_| Entry::default()).collect(),
+            parts: vec![None; (clients as usize).div_ceil(CLIENTS_PER_PART)],
             delivered: OrderNumber(0),
             time: Micros(0),
             skipped: 0,
@@ -116,6 +194,7 @@ impl Ledger {
             }
             return None;
         }
+        self.parts[id.client.index() / CLIENTS_PER_PART] = None;
         let entry = &mut self.clients[id.client.index()];
         if entry.last.0 != id.session {
             entry.replies.clear();
@@ -130,6 +209,7 @@ impl Ledger {
 
     /// Keeps the reply to the order of `client` that was just delivered.
     pub fn keep(&mut self, client: ClientId, digest: Digest, body: Bytes) {
+        self.parts[client.index() / CLIENTS_PER_PART] = None;
         let entry = &mut self.clients[client.index()];
         entry.bytes += body.len();
         let (count, order) = (entry.last.1, self.delivered);
@@ -156,6 +236,47 @@ impl Ledger {
         entry.replies.get(index).filter(|_| entry.last.0 == id.session)
     }
 
+    /// Its parts of a snapshot.
+    pub fn parts(&mut self) -> Vec<Arc<Part>> {
+        let groups = self.clients.chunks(CLIENTS_PER_PART).zip(&mut self.parts).enumerate();
+        let part = |(at, (group, part)): (usize, (&[Entry], &mut Option<Arc<Part>>))| {
+            let first = (at * CLIENTS_PER_PART) as u32;
+            part.get_or_insert_with(|| Arc::new(group_part(first, group))).clone()
+        };
+        groups.map(part).collect()
+    }
+
+    /// A ledger of so many clients as a snapshot holds it.
+    pub fn restore(
+        clients: u32,
+        (delivered, time, skipped): (OrderNumber, Micros, u64),
+        parts: &[Arc<Part>],
+    ) -> Result<Ledger, Malformed> {
+        let mut table = Vec::with_capacity(clients as usize);
+        for part in parts {
+            let (first, group) = parse(&mut Reader::new(part.head()))?;
+            let expected = (clients as usize - table.len()).min(CLIENTS_PER_PART);
+            if first as usize != table.len() || group.len() != expected {
+                return Err(Malformed);
+            }
+            let mut bodies = part.bodies().iter();
+            for (last, replies) in group {
+                let mut entry = Entry { last, ..Entry::default() };
+                for (mut reply, len) in replies {
+                    reply.body = len.and_then(|_| bodies.next().cloned());
+                    entry.bytes += reply.body.as_ref().map_or(0, Bytes::len);
+                    entry.replies.push_back(reply);
+                }
+                table.push(entry);
+            }
+        }
+        if table.len() != clients as usize {
+            return Err(Malformed);
+        }
+        let parts = parts.iter().map(|part| Some(part.clone())).collect();
+        Ok(Ledger { clients: table, parts, delivered, time, skipped })
+    }
+
     /// The most replies that are kept for one client.
     pub fn longest(&self) -> usize {
         self.clients.iter().map(|entry| entry.replies.len()).max().unwrap_or(0)
@@ -166,10 +287,35 @@ impl Ledger {
         self.delivered
     }
 
+    /// The last delivery time.
+    pub fn time(&self) -> Micros {
+        self.time
+    }
+
     /// Orders that committed batches held and C2 skipped.
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
+}
+
+fn group_part(first: u32, group: &[Entry]) -> Part {
+    let (mut head, mut bodies) = (Vec::new(), Vec::new());
+    head.put_u32(first);
+    head.put_u32(group.len() as u32);
+    for entry in group {
+        head.put_u64(entry.last.0);
+        head.put_u64(entry.last.1);
+        head.put_u32(entry.replies.len() as u32);
+        for reply in &entry.replies {
+            head.put_u64(reply.count);
+            head.put_u64(reply.order.0);
+            head.extend_from_slice(&reply.digest.0);
+            head.push(u8::from(reply.body.is_some()));
+            head.put_u32(reply.body.as_ref().map_or(0, Bytes::len) as u32);
+            bodies.extend(reply.body.clone());
+        }
+    }
+    Part::new(Kind::Clients, head.into(), bodies)
 }
 
 #[cfg(test)]
@@ -220,5 +366,38 @@ mod tests {
         assert!(ledger.reply(old).unwrap().body.is_none(), "its bytes went, its digest stays");
         assert!(ledger.reply(new).unwrap().body.is_some());
         assert_eq!(ledger.reply(id(0, 2, 10)), None, "another session");
+    }
+
+    #[test]
+    fn a_table_comes_back_from_its_parts_and_only_what_changed_is_made_anew() {
+        let clients = 2 * CLIENTS_PER_PART as u32 + 3;
+        let mut ledger = Ledger::new(clients);
+        let act = |ledger: &mut Ledger, client: u32, count: u64| {
+            ledger.deliver(id(client, 4, count), Micros(count)).unwrap();
+            let body: Bytes = vec![count as u8; 8000].into();
+            ledger.keep(ClientId(client), Digest::of(&[&body]), body);
+        };
+        (1..=KEPT_REPLIES as u64 + 3).for_each(|count| act(&mut ledger, 1, count));
+        act(&mut ledger, clients - 1, 1);
+        let before = ledger.parts();
+        let counters = (ledger.delivered(), ledger.time(), ledger.skipped());
+        let verified: Vec<_> = before
+            .iter()
+            .map(|part| {
+                let bytes = part.read_at(0, usize::MAX).into();
+                let cluster = shared_registers::crypto::ClusterId([0; 32]);
+                Arc::new(Part::verified(part.entry(), bytes, &cluster).unwrap())
+            })
+            .collect();
+        let mut back = Ledger::restore(clients, counters, &verified).unwrap();
+        for ledger in [&mut ledger, &mut back] {
+            act(ledger, 1, KEPT_REPLIES as u64 + 4);
+        }
+        let entries = |parts: &[Arc<Part>]| parts.iter().map(|p| p.entry()).collect::<Vec<_>>();
+        let after = ledger.parts();
+        assert_eq!(entries(&after), entries(&back.parts()));
+        assert!(!Arc::ptr_eq(&before[0], &after[0]) && Arc::ptr_eq(&before[1], &after[1]));
+        assert!(Ledger::restore(clients + 1, counters, &before).is_err());
+        assert!(Ledger::restore(clients, counters, &before[1..]).is_err());
     }
 }

@@ -38,3 +38,28 @@ pub const HALVE_AFTER_DELIVERIES: u64 = 100;
 pub const OWN_FRAMES_IN_FLIGHT: usize = 64;
 /// After a drop that rewriting cannot mend, wait so long, in microseconds, before trying again.
 pub const DROP_BACKOFF_US: u64 = 10_000;
+/// Messages of the history that make a part of a snapshot (section 6) ...
+pub const SEGMENT_MESSAGES: usize = 1024;
+/// ... or bytes of their payloads that do: a segment closes at whichever comes first.
+pub const SEGMENT_BYTES: usize = 1 << 20;
+/// Clients whose table entries make a part of a snapshot.
+pub const CLIENTS_PER_PART: usize = 16;
+/// Bytes of an application's chunk: larger ones only make transfers start over further back.
+pub const CHUNK_BYTES: usize = 1 << 18;
+/// Parts of a snapshot.
+pub const MAX_PARTS: usize = 1 << 17;
+/// Bytes of a part: a group of clients whose newest replies all are of the largest size.
+pub const MAX_PART_BYTES: u64 = 512 << 20;
+/// Bytes of a snapshot.
+pub const MAX_SNAPSHOT_BYTES: u64 = 1 << 36;
+/// Bytes of a manifest: every part's entry, and what a reader starts from.
+pub const MAX_MANIFEST_BYTES: u64 = (64 * MAX_PARTS) as u64;
+/// Bytes of a piece of a snapshot on the payload network: what fits any cluster's frames.
+pub const PIECE_BYTES: usize = 8 << 10;
+/// Pieces that one source was asked for and has not sent yet.
+pub const PIECES_IN_FLIGHT: usize = 16;
+/// Snapshots that wait for their checkpoint to become stable; the oldest goes first.
+pub const PENDING_SNAPSHOTS: usize = 4;
+/// The sequencer proposes nothing while the orders since the stable checkpoint weigh so many times
+/// `K` (R7): then its ring is three quarters full.
+pub const WINDOW_CHECKPOINTS: u64 = 3;

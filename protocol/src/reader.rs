@@ -3,7 +3,11 @@
 //! Everything here is a pure function of the stream prefixes that were read. Two readers that have
 //! read the same conclude the same, and reading more never retracts anything: each record is judged
 //! once, when it is read, by what lies within its own causal past.
+//!
+//! A reader need not start at the beginning: `start` is how it starts from a checkpoint, and how one
+//! that has read everything forgets what such a one does not know (section 6).
 
+mod start;
 mod term;
 mod writer;
 
@@ -12,13 +16,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use shared_registers::canary::{Canary, broken};
+use shared_registers::checkpoint::Claims;
 use shared_registers::crypto::{ClusterId, Digest};
 use shared_registers::ids::{Batch, Micros, OrderId, Position, Seq, ServerId, Term};
 use shared_registers::order;
-use shared_registers::record::{Accept, Body, Propose, Record, Stamp};
+use shared_registers::record::{Accept, Body, Checkpoint, Propose, Record, Stamp};
 
-pub use term::TermState;
+pub use start::{Start, WriterStart};
 use term::{LiveBatch, Opening};
+pub use term::{Mark, TermState};
 use writer::{ChangeAt, Writer};
 
 /// An order of a batch that was read.
@@ -39,8 +45,13 @@ pub struct CommittedBatch {
     pub batch: Batch,
     /// The chain value after it.
     pub chain: Digest,
+    /// The term that proposed it.
+    pub term: Term,
     /// When the host of its proposer admitted it.
     pub time: Micros,
+    /// Whether the weight of the history passes a multiple of `K` with it: then a checkpoint at it
+    /// is due in its term (section 6).
+    pub due: bool,
     /// Its orders.
     pub orders: Arc<[ReadOrder]>,
 }
@@ -74,38 +85,57 @@ pub struct Reader {
     n: usize,
     f: usize,
     window: u64,
+    checkpoint_weight: u64,
     writers: Vec<Writer>,
     terms: BTreeMap<Term, TermState>,
     /// How many distinct writers have a CHANGE of exactly this term.
     changed: BTreeMap<Term, usize>,
     entered: Term,
-    /// Terms in which anything is committed.
-    committing: BTreeSet<Term>,
+    /// The first term that counts: that of the checkpoint that it started from, or was pruned to.
+    oldest: Term,
+    /// Where open terms begin: with a base, a checkpoint of the term is due.
+    bases: BTreeSet<(Batch, Term)>,
     /// Terms that still hold the orders of undelivered batches.
     holding: BTreeSet<Term>,
     committed: (Term, Batch),
     taken: (Batch, Digest),
+    claims: Claims,
+    /// The claim of the record that was read last, and what else it said.
+    claim: Option<Checkpoint>,
+    said: Said,
+    /// Weight of the history at the stable checkpoint.
+    stable_history: u64,
+    /// The checkpoint that everything is pruned to.
+    pruned: Option<(Term, Batch)>,
 }
 
 impl Reader {
-    /// A reader that has read nothing. `window` is `W` (V2).
-    pub fn new(cluster: ClusterId, n: usize, window: u64) -> Reader {
+    /// A reader that has read nothing. `window` is `W` (V2), `checkpoint_weight` is `K` (section
+    /// 6).
+    pub fn new(cluster: ClusterId, n: usize, window: u64, checkpoint_weight: u64) -> Reader {
         // C_0 names the cluster: chains of two clusters never meet.
         let start = Digest::of(&[&cluster.0]);
         let base = Base { batch: Batch(0), parent: None, chain: start };
-        let first = TermState::open(Seq(0), base);
+        let first = TermState::open(Seq(0), Box::default(), base, 0);
         Reader {
             n,
             f: n / 2,
             window,
+            checkpoint_weight: checkpoint_weight.max(1),
             writers: (0..n).map(|_| Writer::default()).collect(),
             terms: BTreeMap::from([(Term(0), first)]),
             changed: BTreeMap::new(),
             entered: Term(0),
-            committing: BTreeSet::new(),
+            oldest: Term(0),
+            bases: BTreeSet::new(),
             holding: BTreeSet::new(),
             committed: (Term(0), Batch(0)),
             taken: (Batch(0), start),
+            claims: Claims::new(n, None),
+            claim: None,
+            said: Said::Nothing,
+            stable_history: 0,
+            pruned: None,
         }
     }
 
@@ -124,13 +154,24 @@ impl Reader {
         let stamp = &record.stamp;
         assert!(self.can_read(stamp), "V0: a record was read before its causal past");
         self.writers[stamp.writer.index()].read = stamp.seq;
-        // Hosts admit only well-formed bodies (R1); what is not says nothing.
-        let Ok(body) = Body::decode(record.body, self.n) else { return Said::Nothing };
-        match body {
-            Body::Propose(propose) => self.read_propose(stamp, &propose),
-            Body::Accept(accept) => self.read_accept(stamp, &accept),
-            Body::Change(change) => self.read_change(stamp, change.term),
-        }
+        self.claim = None;
+        self.said = match Body::decode(record.body, self.n) {
+            Ok(Body::Propose(propose)) => self.read_propose(stamp, &propose),
+            Ok(Body::Accept(accept)) => {
+                let said = self.read_accept(stamp, &accept);
+                self.read_claim(stamp, accept.checkpoint);
+                said
+            }
+            Ok(Body::Change(change)) => self.read_change(stamp, change.term),
+            // Hosts admit only well-formed bodies (R1); what is not says nothing.
+            Err(_) => Said::Nothing,
+        };
+        self.said
+    }
+
+    /// What the record said that was read last.
+    pub fn said(&self) -> Said {
+        self.said
     }
 
     // V1: a CHANGE closes its writer's segments up to its term.
@@ -161,27 +202,35 @@ impl Reader {
         if !in_segment || term.sequencer(self.n) != stamp.writer {
             return Said::Nothing; // V1
         }
+        if term < self.oldest {
+            return Said::Nothing; // Nothing before a stable checkpoint's term counts any more.
+        }
         let reopens = broken(Canary::V2Reopened) && term.0 > 0 && propose.orders.is_empty();
-        let opened = self.terms.contains_key(&term) && !reopens;
-        if !opened {
+        let known = self.terms.get(&term).filter(|_| !reopens);
+        // A reader that starts from a checkpoint may know the term before its opening is read.
+        let opens = term.0 > 0 && known.is_none_or(|state| state.declared() == stamp.seq);
+        if known.is_none() {
             let opening = self.opening(stamp, propose);
             self.terms.insert(term, opening);
         }
         if self.terms[&term].is_dead() {
             return Said::Nothing;
         }
-        let empty_opening = !opened && propose.orders.is_empty();
+        let empty_opening = opens && propose.orders.is_empty();
         if !empty_opening && !self.extend(stamp, propose) {
-            if opened {
-                self.terms.get_mut(&term).expect("inserted above").kill();
-            } else {
+            if opens {
                 // An opening whose own batch breaks the rule opens nothing.
-                self.terms.insert(term, TermState::dead());
+                self.terms.insert(term, TermState::dead(stamp.seq));
+            } else {
+                self.terms.get_mut(&term).expect("inserted above").kill();
             }
             return Said::Nothing;
         }
+        if opens {
+            self.bases.insert((self.terms[&term].base().batch, term));
+        }
         // A live PROPOSE is its writer's vote (V3).
-        if !(broken(Canary::V3Propose) || !opened && broken(Canary::V3Opening)) {
+        if !(broken(Canary::V3Propose) || opens && broken(Canary::V3Opening)) {
             let last = self.terms[&term].last();
             self.count_vote(stamp, term, last);
         }
@@ -195,8 +244,13 @@ impl Reader {
         let valid = count == self.f + 1 && propose.evidence.iter().all(saw);
         let base = valid.then(|| self.base_of(propose.term, &propose.evidence)).flatten();
         match base {
-            Some(base) => TermState::open(stamp.seq, base),
-            None => TermState::dead(),
+            Some(base) => {
+                let of = base.parent.and_then(|parent| self.terms.get(&parent));
+                let history =
+                    of.and_then(|parent| parent.mark(base.batch)).map_or(0, |m| m.history);
+                TermState::open(stamp.seq, stamp.seen.clone(), base, history)
+            }
+            None => TermState::dead(stamp.seq),
         }
     }
 
@@ -215,7 +269,7 @@ impl Reader {
             }
         }
         Some(match highest(votes) {
-            None => Base { parent: None, ..self.terms[&Term(0)].base() },
+            None => Base { parent: None, ..self.terms.get(&Term(0))?.base() },
             Some((parent, batch)) => {
                 let chain = self.terms.get(&parent)?.chain_at(batch)?;
                 Base { batch, parent: Some(parent), chain }
@@ -234,9 +288,12 @@ impl Reader {
         (evidence.len() == self.f + 1).then_some(evidence)
     }
 
-    // V2: batches are consecutive, never empty, never more than W past what is committed.
+    // V2: batches are consecutive, never empty, never more than W past what the term's own votes
+    // commit within the record's past, or past the base.
     fn extend(&mut self, stamp: &Stamp, propose: &Propose<'_>) -> bool {
-        let limit = self.committed_within(&stamp.seen).0.saturating_add(self.window);
+        let base = self.terms[&propose.term].base().batch;
+        let committed = self.committed_within(propose.term, &stamp.seen).unwrap_or(base);
+        let limit = committed.0.saturating_add(self.window);
         if broken(Canary::V2Consecutive) {
             self.terms.get_mut(&propose.term).expect("it is open").withdraw(propose.batch);
         }
@@ -251,8 +308,17 @@ impl Reader {
             digests.extend_from_slice(&order.digest.0);
         }
         // C_b = H(C_{b-1} || digest of batch b), over its orders without their MACs.
-        let chain = Digest::of(&[&term.chain().0, &Digest::of(&[&digests]).0]);
-        let live = LiveBatch { seq: stamp.seq, chain, time: stamp.time, orders: Some(orders) };
+        let before = term.last_mark();
+        let chain = Digest::of(&[&before.chain.0, &Digest::of(&[&digests]).0]);
+        let weight: u64 = orders.iter().map(|o| order::weight(o.payload.len())).sum();
+        let history = before.history.saturating_add(weight);
+        let due = before.history / self.checkpoint_weight < history / self.checkpoint_weight;
+        let live = LiveBatch {
+            mark: Mark { seq: stamp.seq, chain, history },
+            time: stamp.time,
+            cut: due.then(|| stamp.seen.clone()),
+            orders: Some(orders),
+        };
         self.holding.insert(propose.term);
         self.terms.get_mut(&propose.term).expect("looked up above").push(live);
         true
@@ -267,18 +333,10 @@ impl Reader {
         }
     }
 
-    /// The last batch that is committed within the causal past `seen`.
-    ///
-    /// The base of a later term is never below what an earlier one committed (section 8), so the
-    /// newest term with `f + 1` votes in this past decides.
-    pub fn committed_within(&self, seen: &[u64]) -> Batch {
-        for term in self.committing.iter().rev() {
-            let votes = self.writers.iter().zip(seen).map(|(w, seen)| w.vote_within(*term, *seen));
-            if let Some(batch) = quorum(votes, self.f) {
-                return batch;
-            }
-        }
-        Batch(0)
+    /// The last batch that `term`'s own votes commit within the causal past `seen`.
+    fn committed_within(&self, term: Term, seen: &[u64]) -> Option<Batch> {
+        let votes = self.writers.iter().zip(seen).map(|(w, seen)| w.vote_within(term, *seen));
+        quorum(votes, self.f)
     }
 
     // V3: whether an ACCEPT is a vote.
@@ -293,7 +351,7 @@ impl Reader {
         let stands = match state.opening() {
             Opening::At(opening) => {
                 let saw = |seq| seq <= seen || broken(Canary::V3Unseen);
-                opening <= seen && state.seq_of(vote.upto).is_some_and(saw)
+                opening <= seen && state.mark(vote.upto).is_some_and(|mark| saw(mark.seq))
             }
             Opening::None => false,
         };
@@ -312,7 +370,9 @@ impl Reader {
         self.writers[stamp.writer.index()].vote(stamp.seq, term, upto);
         let votes = self.writers.iter().map(|w| w.vote_within(term, u64::MAX));
         let Some(batch) = quorum(votes, self.f) else { return };
-        self.committing.insert(term);
+        if let Some(state) = self.terms.get_mut(&term) {
+            state.commit(batch);
+        }
         if batch > self.committed.1 {
             self.committed = (term, batch);
         }
@@ -327,7 +387,8 @@ impl Reader {
         let term = self.term_holding(self.committed.0, batch);
         let live = self.terms[&term].get(batch).expect("a committed batch was read");
         let orders = live.orders.clone().expect("orders stay until their batch is taken");
-        let taken = CommittedBatch { batch, chain: live.chain, time: live.time, orders };
+        let (chain, time, due) = (live.mark.chain, live.time, live.cut.is_some());
+        let taken = CommittedBatch { batch, term, chain, time, due, orders };
         self.taken = (batch, taken.chain);
         let terms = &mut self.terms;
         self.holding.retain(|term| {
@@ -374,6 +435,11 @@ impl Reader {
     /// The newest term that `f + 1` CHANGEs of the one before let a replica enter (P4).
     pub fn entered(&self) -> Term {
         self.entered
+    }
+
+    /// The first term that counts: what earlier ones can still say was settled by a checkpoint.
+    pub fn oldest(&self) -> Term {
+        self.oldest
     }
 
     /// What is known of a term; `None` before its opening.

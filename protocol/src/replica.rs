@@ -8,11 +8,13 @@
 //! |---|---|
 //! | `intake` | orders that come in, kept replies, STALE (P1, P5) |
 //! | `reading` | records, deliveries, replies (V0, C2, P5) |
+//! | `checkpoints` | snapshots, claims, pruning (section 6) |
 //! | `frames` | own frames in flight, and what becomes of them after a drop (R1) |
 //! | `sequencing` | batches, openings (P1, P4) |
 //! | `suspicion` | time-outs and reasons for a CHANGE (P3, P4) |
 //! | `queues` | how long everything is that it keeps |
 
+mod checkpoints;
 mod frames;
 mod intake;
 mod queues;
@@ -32,6 +34,7 @@ use crate::ledger::Ledger;
 use crate::messages::{self, OrderMessage, Status, ToClient, ToServer};
 use crate::pool::Pool;
 use crate::reader::Reader;
+use checkpoints::Checkpoints;
 use frames::{Frames, What};
 pub use queues::Queue;
 use sequencing::Sequencing;
@@ -50,8 +53,14 @@ pub struct Config {
     pub cluster: ClusterId,
     /// Largest payload of an order, and largest reply.
     pub max_payload_bytes: usize,
-    /// `W`: batches past the last committed one (V2).
+    /// `W`: batches past the last that the term's own votes commit (V2).
     pub window: u64,
+    /// `K`: weight of orders from one checkpoint to the next (section 6): see
+    /// [`checkpoint_weight`](shared_registers::limits::RegisterLimits::checkpoint_weight).
+    pub checkpoint_weight: u64,
+    /// A batch takes no further order once its payloads are past so many bytes: see
+    /// [`soft_batch_bytes`](shared_registers::limits::RegisterLimits::soft_batch_bytes).
+    pub soft_batch_bytes: usize,
     /// `T_change`, at first.
     pub change: Micros,
     /// What it doubles up to.
@@ -125,6 +134,7 @@ struct Counters {
     changes_written: u64,
     drops_noticed: u64,
     records_read: u64,
+    checkpoints_claimed: u64,
     replies_too_large: u64,
 }
 
@@ -139,6 +149,7 @@ pub struct Replica {
     frames: Frames,
     sequencing: Sequencing,
     suspicion: Suspicion,
+    checkpoints: Checkpoints,
     /// The term that `f + 1` CHANGEs let it enter last.
     term: Term,
     counters: Counters,
@@ -148,7 +159,7 @@ impl Replica {
     /// A replica that has read nothing. A restarted one reads its own stream like all others (P6).
     pub fn new(config: Config, application: Box<dyn Application>) -> Replica {
         Replica {
-            reader: Reader::new(config.cluster, config.n, config.window),
+            reader: Reader::new(config.cluster, config.n, config.window, config.checkpoint_weight),
             ledger: Ledger::new(config.clients),
             history: History::new(config.retain_messages, config.retain_bytes),
             pool: Pool::new(config.clients, config.n),
@@ -156,6 +167,7 @@ impl Replica {
             frames: Frames::default(),
             sequencing: Sequencing::default(),
             suspicion: Suspicion::new(&config),
+            checkpoints: Checkpoints::default(),
             term: Term(0),
             counters: Counters::default(),
             config,
@@ -184,7 +196,14 @@ impl Replica {
         if self.frames.on_hold(now) {
             return;
         }
+        self.suspicion.on_window(now, self.window_full());
         self.follow(now, out);
+        self.take_part(now, out);
+        // P4: checkpoints are written whatever term it is.
+        self.write_claim(out);
+    }
+
+    fn take_part(&mut self, now: Micros, out: &mut Vec<Output>) {
         if !self.is_active() {
             // P4: nothing is written and timers rest until f + 1 are done with the term.
             if broken(Canary::P4VoteAfterChange) && !self.is_sequencer() {
@@ -247,8 +266,11 @@ impl Replica {
         }
         let vote = Some(Vote { upto, chain: state.chain() });
         self.counters.votes_written += 1;
-        let accept = Accept { term, vote, checkpoint: None };
-        self.write(What::Vote { term, upto }, &Body::Accept(accept), out);
+        let checkpoint = self.due_claim();
+        self.counters.checkpoints_claimed += u64::from(checkpoint.is_some());
+        let claim = checkpoint.as_ref().map(|claim| (claim.term, claim.batch));
+        let accept = Accept { term, vote, checkpoint };
+        self.write(What::Vote { term, upto, claim }, &Body::Accept(accept), out);
     }
 
     /// When [`Input::Idle`] must be given even if nothing happens before.
@@ -308,6 +330,10 @@ impl Replica {
             ("changes_written", c.changes_written),
             ("drops_noticed", c.drops_noticed),
             ("records_read", c.records_read),
+            ("checkpoints_claimed", c.checkpoints_claimed),
+            ("checkpoints_differing", self.checkpoints.differing()),
+            ("stable_batch", self.reader.stable().map_or(0, |stable| stable.batch.0)),
+            ("window_used", self.window().0),
         ];
         let (_, chain) = self.reader.taken();
         Status {

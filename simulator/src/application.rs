@@ -4,7 +4,8 @@
 //! replies only if they delivered the same, in the same order, with the same times. A checker that
 //! replays the order through a fresh [`Tally`] must come to the same replies.
 
-use protocol::application::{Application, Delivered};
+use protocol::application::{Application, Bytes, Delivered};
+use shared_registers::codec::Malformed;
 use shared_registers::crypto::Digest;
 
 /// The digest of all that was delivered.
@@ -24,5 +25,15 @@ impl Application for Tally {
             message.payload,
         ]);
         self.0.0[..16].to_vec()
+    }
+
+    fn snapshot(&mut self) -> Vec<Bytes> {
+        vec![Bytes::copy_from_slice(&self.0.0)]
+    }
+
+    fn restore(&mut self, chunks: &[Bytes]) -> Result<(), Malformed> {
+        let [chunk] = chunks else { return Err(Malformed) };
+        self.0 = Digest(chunk[..].try_into().map_err(|_| Malformed)?);
+        Ok(())
     }
 }

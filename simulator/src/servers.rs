@@ -94,6 +94,7 @@ impl Server {
 }
 
 fn replica_config(me: ServerId, plan: &Plan) -> replica::Config {
+    let limits = cluster::geometry(me, plan.n).limits;
     replica::Config {
         me,
         n: plan.n,
@@ -101,6 +102,8 @@ fn replica_config(me: ServerId, plan: &Plan) -> replica::Config {
         cluster: CLUSTER,
         max_payload_bytes: MAX_PAYLOAD_BYTES,
         window: plan.timing.window,
+        checkpoint_weight: limits.checkpoint_weight(),
+        soft_batch_bytes: limits.soft_batch_bytes(),
         change: plan.timing.change,
         change_cap: plan.timing.change_cap,
         host_down: plan.timing.host_down,

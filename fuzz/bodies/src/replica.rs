@@ -119,6 +119,8 @@ fn new_replica(me: usize) -> Replica {
         cluster: CLUSTER,
         max_payload_bytes: MAX_PAYLOAD,
         window: 16,
+        checkpoint_weight: RING_BYTES / 4,
+        soft_batch_bytes: RING_BYTES as usize / 32,
         change: Micros::from_ms(100),
         change_cap: Micros::from_ms(6400),
         host_down: Micros::from_ms(20),

@@ -20,7 +20,7 @@ impl World {
 
     fn with_window(f: usize, window: u64) -> World {
         let n = 2 * f + 1;
-        World { reader: Reader::new(CLUSTER, n, window), lengths: vec![0; n] }
+        World { reader: Reader::new(CLUSTER, n, window, u64::MAX), lengths: vec![0; n] }
     }
 
     fn stamp(&self, writer: u16, seen: &[u64]) -> Stamp {

@@ -20,13 +20,14 @@ pub(super) struct ChangeAt {
     pub(super) highest: Option<(Term, Batch)>,
 }
 
-/// One stream, as far as it was read. Votes and changes grow with the stream; its ring bounds them.
+/// One stream, as far as it was read. Votes and changes grow with the stream; they are pruned to
+/// what lies after the last stable cut, so its ring bounds them (section 6).
 #[derive(Default)]
 pub(super) struct Writer {
     pub(super) read: Seq,
     /// The segment that the next record stands in (V1).
     pub(super) segment: Term,
-    /// All votes; rising by position, by term, and within a term by batch.
+    /// Votes; rising by position, by term, and within a term by batch.
     pub(super) votes: Vec<VoteAt>,
     pub(super) changes: BTreeMap<Term, ChangeAt>,
 }
@@ -64,5 +65,23 @@ impl Writer {
             self.votes[..end].last()
         };
         within.filter(|vote| vote.term == term).map(|vote| vote.upto)
+    }
+
+    /// The last CHANGE within the first `read` records, and its term.
+    pub(super) fn change_within(&self, read: u64) -> Option<(Term, &ChangeAt)> {
+        let mut changes = self.changes.iter().rev().map(|(term, change)| (*term, change));
+        changes.find(|(_, change)| change.seq.0 <= read)
+    }
+
+    /// Forgets what a reader that starts at a checkpoint of `term`, whose cut covers `read` records
+    /// of this stream, never asks for: votes of earlier terms, and within the cut all votes but the
+    /// last, and all CHANGEs of earlier terms but the last. Later ones are some later cut's last.
+    pub(super) fn prune(&mut self, term: Term, read: u64) {
+        let last = self.change_within(read).map(|(term, _)| term);
+        self.changes
+            .retain(|changed, at| *changed >= term || at.seq.0 > read || Some(*changed) == last);
+        let within = self.votes.partition_point(|v| v.seq.0 <= read && v.term <= term);
+        self.votes.drain(..within.saturating_sub(1));
+        self.votes.retain(|vote| vote.term >= term);
     }
 }

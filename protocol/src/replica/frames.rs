@@ -19,8 +19,9 @@ use crate::pool::Source;
 
 /// What a frame in flight will have said.
 pub(super) enum What {
-    Propose { term: Term, orders: Vec<(Source, OrderId)> },
-    Vote { term: Term, upto: Batch },
+    Propose { term: Term, orders: Vec<(Source, OrderId)>, weight: u64 },
+    Vote { term: Term, upto: Batch, claim: Option<(Term, Batch)> },
+    Claim { at: (Term, Batch) },
     Change { term: Term },
 }
 
@@ -43,7 +44,7 @@ impl Frames {
     /// The highest vote of a term in flight.
     pub(super) fn voted(&self, in_term: Term) -> Option<Batch> {
         let votes = self.in_flight.iter().filter_map(|(_, what)| match what {
-            What::Vote { term, upto } if *term == in_term => Some(*upto),
+            What::Vote { term, upto, .. } if *term == in_term => Some(*upto),
             _ => None,
         });
         votes.max()
@@ -52,8 +53,26 @@ impl Frames {
     /// The orders of each proposal of a term in flight; an opening without a batch has none.
     pub(super) fn proposals(&self, in_term: Term) -> impl Iterator<Item = &[(Source, OrderId)]> {
         self.in_flight.iter().filter_map(move |(_, what)| match what {
-            What::Propose { term, orders } if *term == in_term => Some(&orders[..]),
+            What::Propose { term, orders, .. } if *term == in_term => Some(&orders[..]),
             _ => None,
+        })
+    }
+
+    /// What the orders of the proposals of a term in flight weigh.
+    pub(super) fn weight(&self, in_term: Term) -> u64 {
+        let weights = self.in_flight.iter().map(|(_, what)| match what {
+            What::Propose { term, weight, .. } if *term == in_term => *weight,
+            _ => 0,
+        });
+        weights.sum()
+    }
+
+    /// Whether a claim of this checkpoint is in flight.
+    pub(super) fn claimed(&self, wanted: (Term, Batch)) -> bool {
+        self.in_flight.iter().any(|(_, what)| match what {
+            What::Vote { claim, .. } => *claim == Some(wanted),
+            What::Claim { at } => *at == wanted,
+            _ => false,
         })
     }
 

@@ -1,9 +1,11 @@
 //! How long everything is that a replica keeps, next to how long it may be.
 
+use shared_registers::limits::CLAIMS_HELD;
+
 use super::Replica;
 use crate::limits::{
     DIRECT_BYTES, DIRECT_ORDERS, FORWARDED_BYTES, FORWARDED_ORDERS, KEPT_REPLIES,
-    OWN_FRAMES_IN_FLIGHT,
+    OWN_FRAMES_IN_FLIGHT, PENDING_SNAPSHOTS,
 };
 
 /// A collection of a replica, and its bound.
@@ -19,8 +21,9 @@ pub struct Queue {
 
 impl Replica {
     /// Its collections: whoever drives a replica can see that none grows past its bound.
-    pub fn queues(&self) -> [Queue; 9] {
+    pub fn queues(&self) -> [Queue; 11] {
         let queue = |name, length, bound| Queue { name, length, bound };
+        let [snapshots, claims] = self.checkpoints.held();
         let [direct, forwarded] = self.pool.largest();
         // A source's only order may be as large as any.
         let largest = self.config.max_payload_bytes;
@@ -37,6 +40,8 @@ impl Replica {
             queue("clients in turn", self.sequencing.len(), clients),
             // V2: the window, and the batch of the opening.
             queue("batches uncommitted", self.suspicion.len(), self.config.window as usize + 1),
+            queue("snapshots pending", snapshots, PENDING_SNAPSHOTS),
+            queue("own claims known", claims, CLAIMS_HELD),
         ]
     }
 }

@@ -15,6 +15,9 @@ impl Replica {
         let said = self.reader.read(record);
         if record.stamp.writer == self.config.me {
             self.frames.on_own_record(record.stamp.seq);
+            if let Some(claim) = self.reader.claim() {
+                self.checkpoints.on_own_claim(claim);
+            }
         }
         match said {
             Said::Changed(_) if self.reader.entered() > self.term => {
@@ -28,9 +31,14 @@ impl Replica {
             }
             _ => {}
         }
-        while let Some(batch) = self.reader.take_committed() {
+        loop {
+            // A snapshot holds what was delivered up to exactly one batch.
+            self.capture();
+            let Some(batch) = self.reader.take_committed() else { break };
             self.deliver(now, &batch, out);
+            self.checkpoints.on_taken(&batch);
         }
+        self.settle_checkpoint();
         self.suspicion.on_committed(self.reader.committed());
     }
 

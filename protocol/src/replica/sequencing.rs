@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use shared_registers::ids::{Batch, ClientId, OrderId, ServerId, Term};
-use shared_registers::limits::{MAX_ORDERS_PER_BATCH, SOFT_BATCH_BYTES};
+use shared_registers::limits::MAX_ORDERS_PER_BATCH;
+use shared_registers::order;
 use shared_registers::record::{Body, Propose};
 
 use super::frames::What;
@@ -64,15 +65,15 @@ impl Sequencing {
 }
 
 /// Orders that fill a batch, by their copies.
-#[derive(Default)]
 struct Filling {
     orders: Vec<(Source, OrderId)>,
     bytes: usize,
+    soft_bytes: usize,
 }
 
 impl Filling {
     fn full(&self) -> bool {
-        self.orders.len() >= MAX_ORDERS_PER_BATCH || self.bytes >= SOFT_BATCH_BYTES
+        self.orders.len() >= MAX_ORDERS_PER_BATCH || self.bytes >= self.soft_bytes
     }
 }
 
@@ -131,16 +132,16 @@ impl Replica {
     }
 
     // P4: the opening cites f + 1 CHANGEs of the term before, and carries a batch if one waits and
-    // V2's window lets it.
+    // R7's window lets it. V2's does: it begins at the base.
     fn open_term(&mut self, out: &mut Vec<Output>) {
         let Some(evidence) = self.reader.evidence_for(self.term) else { return };
         let Some(base) = self.reader.base_of(self.term, &evidence) else { return };
-        let first = base.batch.next();
-        let orders = match first.0 <= self.reader.committed().0 + self.config.window {
+        let (_, room) = self.window();
+        let orders = match self.reader.weight_at(&base) < room {
             true => self.fill_batch(),
             false => Vec::new(),
         };
-        let batch = if orders.is_empty() { Batch(0) } else { first };
+        let batch = if orders.is_empty() { Batch(0) } else { base.batch.next() };
         self.write_proposal(batch, evidence, orders, out);
     }
 
@@ -150,9 +151,11 @@ impl Replica {
         let state = self.reader.term(self.term).filter(|state| state.is_open())?;
         let in_flight = self.frames.proposals(self.term).count() as u64;
         let next = Batch(state.last().0 + in_flight + 1);
-        let ahead = next.0 - self.reader.committed().0.min(next.0);
+        // V2: at most W past what the term's own votes commit, or its base.
+        let from = state.committed().unwrap_or(state.base().batch);
+        let ahead = next.0 - from.0.min(next.0);
         let room = ahead <= PIPELINE.min(self.config.window) && !self.frames.full();
-        room.then_some(next)
+        (room && !self.window_full()).then_some(next)
     }
 
     fn write_proposal(
@@ -168,11 +171,12 @@ impl Replica {
             held.message.view(me)
         });
         let mut bytes = Vec::new();
-        let term = self.term;
-        let propose = Propose { term, batch, evidence, orders: copies.collect() };
+        let (term, copies) = (self.term, copies.collect::<Vec<_>>());
+        let weight = copies.iter().map(|order| order::weight(order.payload.len())).sum();
+        let propose = Propose { term, batch, evidence, orders: copies };
         Body::Propose(propose).encode(&mut bytes);
         self.counters.batches_proposed += u64::from(batch != Batch(0));
-        self.write_bytes(What::Propose { term, orders }, bytes, out);
+        self.write_bytes(What::Propose { term, orders, weight }, bytes, out);
     }
 
     /// Takes orders that wait into a batch: direct copies of trusted clients together; those of a
@@ -180,7 +184,8 @@ impl Replica {
     /// last, but every [`DISTRUSTED_TURN`] batches first (P1).
     fn fill_batch(&mut self) -> Vec<(Source, OrderId)> {
         self.sequencing.batches += 1;
-        let mut filling = Filling::default();
+        let soft_bytes = self.config.soft_batch_bytes;
+        let mut filling = Filling { orders: Vec::new(), bytes: 0, soft_bytes };
         let distrusted_first = self.sequencing.batches.is_multiple_of(DISTRUSTED_TURN);
         if distrusted_first {
             self.fill_distrusted(&mut filling);

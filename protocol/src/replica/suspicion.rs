@@ -40,6 +40,10 @@ pub(super) struct Suspicion {
     uncommitted: VecDeque<(Batch, Micros)>,
     /// No held order can be overdue before this.
     check_orders_at: Micros,
+    /// Whether the sequencer may propose nothing until a checkpoint is stable (R7), and when that
+    /// ended last.
+    window_full: bool,
+    window_opened: Micros,
     /// Each host, as the own host last told of it.
     hosts: Vec<HostView>,
     started: Option<Micros>,
@@ -59,6 +63,8 @@ impl Suspicion {
             delivered_at: vec![Micros(0); config.clients as usize],
             uncommitted: VecDeque::new(),
             check_orders_at: Micros(0),
+            window_full: false,
+            window_opened: Micros(0),
             hosts: vec![HostView::Unknown; config.n],
             started: None,
         }
@@ -91,6 +97,15 @@ impl Suspicion {
             self.started = Some(now);
             self.term_began = now;
         }
+    }
+
+    /// R7: whether the window is full. It is no sequencer's fault that checkpoints lag, and no other
+    /// would be allowed more.
+    pub(super) fn on_window(&mut self, now: Micros, full: bool) {
+        if self.window_full && !full {
+            self.window_opened = now;
+        }
+        self.window_full = full;
     }
 
     // P4: T_change halves only after M deliveries within one term.
@@ -181,6 +196,10 @@ impl Replica {
             return None;
         }
         let patience = self.suspicion.patience;
+        if self.suspicion.window_full {
+            self.suspicion.check_orders_at = now.plus(patience);
+            return None;
+        }
         let mut abandoned = Vec::new();
         // Whatever arms after this look cannot be due before a whole patience from now.
         let mut earliest = now.plus(patience);
@@ -194,7 +213,8 @@ impl Replica {
                 continue;
             }
             let next_since = self.suspicion.delivered_at[client.index()];
-            let since = held.arrived.max(next_since).max(self.suspicion.term_began);
+            let began = self.suspicion.term_began.max(self.suspicion.window_opened);
+            let since = held.arrived.max(next_since).max(began);
             let deadline = since.plus(patience);
             if now >= deadline {
                 return Some(Reason::Order(held.message.digest));

@@ -91,6 +91,8 @@ impl Stage {
                 cluster: CLUSTER,
                 max_payload_bytes: 64,
                 window: 8,
+                checkpoint_weight: limits.checkpoint_weight(),
+                soft_batch_bytes: limits.soft_batch_bytes(),
                 change: CHANGE,
                 change_cap: Micros(CHANGE.0 * 8),
                 host_down: Micros::from_ms(30),

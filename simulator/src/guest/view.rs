@@ -59,7 +59,12 @@ impl View {
             me: config.me,
             n: config.n,
             cluster: config.cluster,
-            reader: Reader::new(config.cluster, config.n, config.replica.window),
+            reader: Reader::new(
+                config.cluster,
+                config.n,
+                config.replica.window,
+                config.replica.checkpoint_weight,
+            ),
             ledger: Ledger::new(config.replica.clients),
             orders: BTreeMap::new(),
             changes: Vec::new(),
