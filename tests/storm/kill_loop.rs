@@ -1,0 +1,1 @@
+//! A host agent that is killed again and again.
