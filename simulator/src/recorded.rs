@@ -285,3 +285,6 @@ impl Replay {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

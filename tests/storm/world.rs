@@ -239,6 +239,24 @@ impl World {
         answers.iter().flatten().map(|(_, status)| status.term.0).max().unwrap_or(0)
     }
 
+    /// What a server said last that it has delivered.
+    pub(crate) fn delivered(&self, id: u16) -> u64 {
+        let answers = self.watch.answers();
+        answers[usize::from(id)].as_ref().map_or(0, |(_, status)| status.delivered.0)
+    }
+
+    /// All who send are answered what they wait for, and end.
+    pub(crate) fn dismiss_all(&mut self) -> Vec<usize> {
+        let people = 0..self.crew.len();
+        let (listeners, senders): (Vec<_>, Vec<_>) =
+            people.partition(|id| self.crew.is_listener(*id));
+        senders.iter().for_each(|id| self.crew.dismiss(*id));
+        self.await_that("all clients are done", LIVENESS, |world| {
+            senders.iter().all(|id| world.crew.has_ended(*id))
+        });
+        listeners
+    }
+
     /// Waits its time, and until it makes no more than `f` servers faulty; then does it.
     pub(crate) fn perform(&mut self, act: &Act) {
         self.pass(act.wait);
@@ -334,13 +352,7 @@ impl World {
     /// Ends the run: all clients finish, a listener hears everything from the start, all servers
     /// are at one place and all hosts hold the same.
     pub(crate) fn finish(&mut self) {
-        let people = 0..self.crew.len();
-        let (listeners, senders): (Vec<_>, Vec<_>) =
-            people.partition(|id| self.crew.is_listener(*id));
-        senders.iter().for_each(|id| self.crew.dismiss(*id));
-        self.await_that("all clients are done", LIVENESS, |world| {
-            senders.iter().all(|id| world.crew.has_ended(*id))
-        });
+        let listeners = self.dismiss_all();
         let last = self.crew.last;
         self.await_that("all listeners have heard everything", LIVENESS, |world| {
             listeners.iter().all(|id| world.crew.heard(*id) >= last)
