@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client::{Client, ClientConfig, ClientError};
 use nix::sys::prctl;
@@ -215,10 +215,16 @@ async fn listen(
     log.lock().unwrap().listens(from);
     let client = Client::connect(witnessed(config, id, log));
     let mut messages = client.subscribe(OrderNumber(from));
+    let mut flushed = Instant::now();
     while !ended.load(Ordering::Relaxed) {
-        match tokio::time::timeout(FLUSH, messages.next()).await {
-            Ok(message) => log.lock().unwrap().heard(&message?),
-            Err(_) => log.lock().unwrap().flush(),
+        let heard = tokio::time::timeout(FLUSH, messages.next()).await;
+        let mut log = log.lock().unwrap();
+        if let Ok(message) = heard {
+            log.heard(&message?);
+        }
+        if flushed.elapsed() >= FLUSH {
+            log.flush();
+            flushed = Instant::now();
         }
     }
     Ok(())
