@@ -16,7 +16,7 @@
 //! |---|---|---|
 //! | `STORM_SEED` | the first round's seed; each further round has the next | 1 |
 //! | `STORM_SECONDS` | a new round begins until so many seconds have passed | 0: one round of each `f` |
-//! | `STORM_ROUND_SECONDS` | how long a round breaks things | 10 |
+//! | `STORM_ROUND_SECONDS` | how long a round breaks things, besides its calms | 6 |
 //! | `STORM_F` | 1 or 2 | the rounds take turns |
 //! | `STORM_RING_BYTES` | `ring_bytes` in `cluster.toml` | 64 MiB: nothing wraps around |
 //! | `STORM_KILLS` | how often the kill loop kills | 15 |
@@ -34,5 +34,6 @@ mod storm;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the target `cluster` uses the rest")]
 mod support;
+mod tampered;
 mod watch;
 mod world;

@@ -26,7 +26,7 @@ pub(crate) struct Act {
     /// How long after the one before it.
     pub(crate) wait: Duration,
     pub(crate) deed: Deed,
-    /// A server: so many after the sequencer. A client: its number, modulo how many there are.
+    /// A server: so many after the sequencer. A client: its number. Both modulo how many there are.
     pub(crate) victim: u16,
     /// How long its victim stays down or stopped.
     pub(crate) lasts: Duration,
@@ -35,6 +35,9 @@ pub(crate) struct Act {
     pub(crate) apart: Duration,
     pub(crate) guest_first: bool,
 }
+
+/// So that a number says nothing of a client that it does of a server.
+const VICTIMS_PER_SERVER: u16 = 60;
 
 fn deed(rng: &mut impl Rng) -> Deed {
     match rng.random_range(0..100) {
@@ -56,12 +59,13 @@ fn act(rng: &mut impl Rng, n: u16) -> Act {
     // The sequencer more often than another.
     let victim = match rng.random_bool(0.3) {
         true => 0,
-        false => rng.random_range(0..n),
+        false => rng.random_range(0..n * VICTIMS_PER_SERVER),
     };
     let lasts = match rng.random_range(0..10) {
         0..3 => ms(rng.random_range(1..50)),
         3..9 => ms(rng.random_range(50..900)),
-        _ => ms(rng.random_range(900..3500)),
+        // Past a link's patience (3 s) now and then.
+        _ => ms(rng.random_range(900..5000)),
     };
     let wait = match rng.random_bool(0.2) {
         true => ms(rng.random_range(0..10)),
@@ -71,8 +75,8 @@ fn act(rng: &mut impl Rng, n: u16) -> Act {
     Act { wait, deed, victim, lasts, apart, guest_first }
 }
 
-/// Faults for about so long. `all`: everything is killed at once at some time.
-pub(crate) fn draw(rng: &mut impl Rng, n: u16, time: Duration, all: bool) -> Vec<Act> {
+/// Faults for so long, or longer where one has to wait for the end of another.
+pub(crate) fn draw(rng: &mut impl Rng, n: u16, time: Duration) -> Vec<Act> {
     let mut acts = Vec::new();
     let mut sum = Duration::ZERO;
     while sum < time {
@@ -80,9 +84,21 @@ pub(crate) fn draw(rng: &mut impl Rng, n: u16, time: Duration, all: bool) -> Vec
         sum += act.wait;
         acts.push(act);
     }
-    if all {
-        let at = rng.random_range(0..acts.len());
-        acts[at].deed = Deed::KillAll;
-    }
     acts
+}
+
+/// The end of everything.
+pub(crate) fn everything(rng: &mut impl Rng, n: u16) -> Act {
+    Act { deed: Deed::KillAll, ..act(rng, n) }
+}
+
+#[test]
+fn a_seed_always_draws_the_same_and_all_deeds_come() {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+    let draw = |seed| draw(&mut ChaCha8Rng::seed_from_u64(seed), 3, Duration::from_secs(600));
+    assert_eq!(format!("{:?}", draw(1)), format!("{:?}", draw(1)));
+    assert_ne!(format!("{:?}", draw(1)), format!("{:?}", draw(2)));
+    let deeds: std::collections::BTreeSet<Deed> = draw(1).iter().map(|act| act.deed).collect();
+    assert_eq!(deeds.len(), 9, "{deeds:?}");
 }
