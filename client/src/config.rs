@@ -2,12 +2,17 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::client_session::MAX_IN_FLIGHT;
+use protocol::messages::ToClient;
 use shared_registers::cluster::{ClientKeys, Cluster, ConfigError, Paths, load_keys};
 use shared_registers::crypto::{ClusterId, MacKey};
-use shared_registers::ids::ClientId;
+use shared_registers::ids::{ClientId, ServerId};
+
+/// Is shown every message of every server, as it comes and before anything is believed.
+pub type Witness = Arc<dyn Fn(ServerId, &ToClient) + Send + Sync>;
 
 /// Everything that [`Client::connect`](crate::Client::connect) needs. The public fields may be
 /// changed before that.
@@ -22,6 +27,8 @@ pub struct ClientConfig {
     /// Most requests in flight; more wait for their turn. At least 1, and at most
     /// [`MAX_IN_FLIGHT`]: servers keep so many replies for a client that asks again.
     pub max_in_flight: usize,
+    /// Who is to see what each single server says: for those who keep an account of it.
+    pub witness: Option<Witness>,
     pub(crate) client: ClientId,
     pub(crate) cluster: ClusterId,
     pub(crate) f: usize,
@@ -70,6 +77,7 @@ impl ClientConfig {
             resend: Duration::from_millis(cluster.timing.resend_ms),
             fetch: Duration::from_millis(20),
             max_in_flight: MAX_IN_FLIGHT,
+            witness: None,
             client,
             cluster: cluster.id(),
             f: cluster.f,

@@ -234,6 +234,9 @@ impl Driver {
         let Poll::Ready(incoming) = connection.poll_next(cx, now, &mut self.scratch) else {
             return false;
         };
+        if let (Some(witness), Incoming::Message(message)) = (&self.config.witness, &incoming) {
+            witness(server, message);
+        }
         match incoming {
             Incoming::Open => {
                 self.tell_session(session::Input::Connected(server), now);

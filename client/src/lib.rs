@@ -56,9 +56,9 @@ use tokio::time::Instant;
 
 use driver::{Command, Driver};
 
-pub use config::ClientConfig;
+pub use config::{ClientConfig, Witness};
 pub use error::{ClientError, NoAnswer, ServerAccount};
-pub use status::{StatusError, query_status};
+pub use status::{StatusError, query_server, query_status};
 pub use subscription::{Message, Subscription};
 
 /// Longer deadlines are this long.

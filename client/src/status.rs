@@ -54,6 +54,21 @@ pub async fn query_status(
     answers
 }
 
+/// Asks one server, as [`query_status`] asks all.
+///
+/// # Errors
+///
+/// See [`StatusError`].
+pub async fn query_server(
+    cluster: &Cluster,
+    keys: &OperatorKeys,
+    server: ServerId,
+    wait: Duration,
+) -> Result<Status, StatusError> {
+    let task = ask(cluster, keys, server, wait).ok_or(StatusError::NoKey)?;
+    task.await.unwrap_or(Err(StatusError::Ended))
+}
+
 fn ask(
     cluster: &Cluster,
     keys: &OperatorKeys,

@@ -116,7 +116,8 @@ impl Sim {
             person.timer = None;
             self.history.push(self.now, Happened::ClientStarted { client, session });
             if plan.listens {
-                self.history.push(self.now, Happened::ListenerStarted { client });
+                self.history
+                    .push(self.now, Happened::ListenerStarted { client, from: OrderNumber(1) });
             }
             self.want_later(client, epoch);
         }

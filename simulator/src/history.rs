@@ -94,10 +94,12 @@ pub enum Event {
         /// The message.
         payload: Vec<u8>,
     },
-    /// A listener that starts anew, at the first delivery.
+    /// A listener that starts anew.
     ListenerStarted {
         /// Who.
         client: ClientId,
+        /// The place that it wants to hear first.
+        from: OrderNumber,
     },
     /// A guest starts and has read nothing yet.
     GuestStarted {
@@ -207,6 +209,8 @@ pub enum Event {
         /// Servers that must do their part from now on.
         correct: Vec<ServerId>,
     },
+    /// Faults begin again, after a calm.
+    Shaken,
     /// The run ended.
     Over {
         /// Per server: the records of each stream that its host has, if it is up.

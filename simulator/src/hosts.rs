@@ -12,13 +12,13 @@ use shared_registers::crypto::Digest;
 use shared_registers::host_side::HostRegisters;
 use shared_registers::ids::{ClientId, Micros, Seq, ServerId};
 use shared_registers::limits::{LINK_SEND_BYTES, MAX_FRAMES_PER_TURN};
-use shared_registers::order;
-use shared_registers::record::{Body, Record};
+use shared_registers::record::Record;
 
 use crate::cluster::{self, CLUSTER};
 use crate::engine::{Event, Sim};
-use crate::history::{Event as Happened, RecordSeen, Said, Says};
+use crate::history::{Event as Happened, RecordSeen};
 use crate::plan::MAX_LINK_FRAMES;
+use crate::records;
 
 /// What a host learns of its link to a peer: of which connection, too.
 #[derive(Clone, Copy, Debug)]
@@ -369,7 +369,7 @@ impl Sim {
                 assert!(process.registers().record(writer, seq, &mut bytes), "it is copied");
                 let record = self.trusted.note(writer, seq, &bytes);
                 if host == writer {
-                    let (seen, says) = (record.seen.clone(), says(&bytes, n));
+                    let (seen, says) = (record.seen.clone(), records::says(&bytes, n, &CLUSTER));
                     self.history.push(self.now, Happened::Admitted { host, seq, seen, says });
                 }
                 self.history.push(self.now, Happened::Copied { host, record });
@@ -394,29 +394,12 @@ impl Trusted {
         if let Some(known) = stream.get(index).filter(|known| known.digest == digest) {
             return known.clone();
         }
-        let record = Arc::new(describe(writer, seq, bytes, digest, self.n));
+        let record = Arc::new(records::describe(writer, seq, bytes, self.n, &CLUSTER));
         if index == stream.len() {
             stream.push(record.clone());
         }
         record
     }
-}
-
-fn describe(writer: ServerId, seq: Seq, bytes: &[u8], digest: Digest, n: usize) -> RecordSeen {
-    let record = Record::decode(bytes, n).expect("hosts keep records only");
-    let said = match Body::decode(record.body, n) {
-        Ok(Body::Propose(propose)) => {
-            let orders = propose.orders.iter();
-            let named = orders.map(|o| (o.id, order::digest(&CLUSTER, o.id, o.payload)));
-            Said::Propose(named.collect())
-        }
-        Ok(Body::Accept(_)) => Said::Accept,
-        Ok(Body::Change(change)) => Said::Change(change.term),
-        Err(_) => Said::Malformed,
-    };
-    let (stamped, seen) = (record.stamp.writer, record.stamp.seen.into_vec());
-    let seq = if record.stamp.seq == seq { seq } else { Seq(0) };
-    RecordSeen { writer, seq, stamped, seen, digest, said }
 }
 
 /// For [`Canary::R3Twin`] alone: what half of the hosts get instead of a frame, as if the first
@@ -430,26 +413,6 @@ fn twins(frame: Vec<u8>, n: usize) -> Vec<u8> {
     let mut other = vec![frame[0]];
     Record::encode(&record.stamp, record.body, &mut other);
     other
-}
-
-/// What a record says to those who read it.
-fn says(bytes: &[u8], n: usize) -> Says {
-    let record = Record::decode(bytes, n).expect("hosts keep records only");
-    match Body::decode(record.body, n) {
-        Ok(Body::Propose(propose)) => {
-            let digests = propose.orders.iter();
-            let digests = digests.flat_map(|o| order::digest(&CLUSTER, o.id, o.payload).0);
-            let (term, batch, opens) = (propose.term, propose.batch, !propose.evidence.is_empty());
-            let content = Digest::of(&[&digests.collect::<Vec<u8>>()]);
-            Says::Propose { term, batch, opens, content }
-        }
-        Ok(Body::Accept(accept)) => match accept.vote {
-            Some(vote) => Says::Vote { term: accept.term, upto: vote.upto, chain: vote.chain },
-            None => Says::Nothing,
-        },
-        Ok(Body::Change(change)) => Says::Change(change.term),
-        Err(_) => Says::Nothing,
-    }
 }
 
 #[cfg(test)]

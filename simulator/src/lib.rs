@@ -16,6 +16,7 @@
 //! | `faults`, [`phases`] | what goes wrong, and until when |
 //! | [`guest`] | guests: correct ones, and those that were broken into |
 //! | [`history`], [`checkers`] | what happened, and whether it may |
+//! | [`recorded`] | histories of clusters of real processes, for the same checkers |
 //! | [`memory`], [`clock`], [`cluster`], [`application`], `client` | the parts of all that |
 
 #![forbid(unsafe_code)]
@@ -35,6 +36,8 @@ pub mod memory;
 mod network;
 pub mod phases;
 pub mod plan;
+pub mod recorded;
+mod records;
 mod servers;
 
 pub use shared_registers::canary;

@@ -239,9 +239,8 @@ impl Sim {
         order: OrderMessage,
     ) {
         if self.servers[to.index()].guest_epoch == epoch {
-            let forward = Forward(order);
-            self.history.trace((from, to, messages::encode(&forward)));
-            self.step_guest(to, GuestInput::FromGuest(from, forward.0));
+            self.history.trace((from, to, messages::encode(&ToGuest::Forward(order.clone()))));
+            self.step_guest(to, GuestInput::FromGuest(from, order));
         }
     }
 

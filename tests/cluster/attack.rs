@@ -8,7 +8,7 @@ use shared_registers::layout::DropReason;
 use shared_registers::order;
 use shared_registers::record::{Body, Change, Reason};
 
-use crate::support::attacker::{Attacker, Fate, HandClient, Taken, encoded};
+use crate::attacker::{Attacker, Fate, HandClient, Taken, encoded};
 use crate::support::clients::{Caller, one_order};
 use crate::support::{Builder, Cluster, Role};
 

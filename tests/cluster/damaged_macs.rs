@@ -3,7 +3,7 @@
 
 use protocol::messages::{OrderMessage, Refusal, ToClient};
 
-use crate::support::attacker::HandClient;
+use crate::attacker::HandClient;
 use crate::support::clients::{Traffic, one_order};
 use crate::support::{Builder, until};
 

@@ -6,6 +6,7 @@
 //! ends of all logs and the one command that runs it again. At most two clusters run at a time.
 
 mod attack;
+mod attacker;
 mod bad_input;
 mod commands;
 mod counters;
@@ -14,5 +15,7 @@ mod demo;
 mod failures;
 mod noise;
 mod rejoin;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "the target `storm` uses the rest")]
 mod support;
 mod up;

@@ -8,11 +8,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shared_registers::crypto::Digest;
+use shared_registers::crypto::{ClusterId, Digest};
 use shared_registers::ids::{Batch, Seq, ServerId, Term};
 
 use super::{Events, Facts};
-use crate::cluster::CLUSTER;
 use crate::history::{Event, Says};
 
 /// Histories of one length that are told apart. A broken-in sequencer can make many; of a run in
@@ -24,6 +23,8 @@ type Named = BTreeMap<(Batch, Digest), u64>;
 
 #[derive(Default)]
 struct Seen {
+    /// No batch, and `C_0`.
+    start: (Batch, Digest),
     /// By batch: each chain value that proposals can have made, and the one before it.
     chains: BTreeMap<Batch, BTreeMap<Digest, Digest>>,
     /// By term and batch: those that its proposals can have made.
@@ -44,14 +45,10 @@ struct Seen {
 }
 
 impl Seen {
-    fn start() -> (Batch, Digest) {
-        (Batch(0), Digest::of(&[&CLUSTER.0]))
-    }
-
-    fn new() -> Seen {
-        let (batch, chain) = Seen::start();
-        let chains = BTreeMap::from([(batch, BTreeMap::from([(chain, chain)]))]);
-        Seen { chains, ..Seen::default() }
+    fn new(cluster: &ClusterId) -> Seen {
+        let start = (Batch(0), Digest::of(&[&cluster.0]));
+        let chains = BTreeMap::from([(start.0, BTreeMap::from([(start.1, start.1)]))]);
+        Seen { start, chains, ..Seen::default() }
     }
 
     fn admit(&mut self, writer: ServerId, seq: Seq, seen: &[u64], says: &Says) {
@@ -106,7 +103,7 @@ impl Seen {
     }
 
     fn commit(&mut self, server: ServerId, end: (Batch, Digest), f: usize) -> Result<(), String> {
-        let before = self.committed.insert(server, end).unwrap_or_else(Seen::start);
+        let before = self.committed.insert(server, end).unwrap_or(self.start);
         let (batch, chain) = end;
         if self.down.contains(&server) {
             return Ok(());
@@ -148,7 +145,7 @@ impl Seen {
 
 /// See the [module](self).
 pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
-    let mut seen = Seen::new();
+    let mut seen = Seen::new(&facts.cluster);
     for (_, event) in events {
         match event {
             Event::HostCrashed { host } => {
@@ -176,13 +173,14 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::checkers::made_up::{admitted, committed, judge, rejected};
+    use crate::cluster::CLUSTER;
 
     fn content(what: &str) -> Digest {
         Digest::of(&[what.as_bytes()])
     }
 
     fn chain(contents: &[&str]) -> Digest {
-        let start = Seen::start().1;
+        let start = Seen::new(&CLUSTER).start.1;
         contents.iter().fold(start, |chain, what| Digest::of(&[&chain.0, &content(what).0]))
     }
 

@@ -8,7 +8,6 @@ use shared_registers::crypto::Digest;
 use shared_registers::ids::{ClientId, OrderId, OrderNumber};
 
 use super::{Events, Facts};
-use crate::cluster::CLUSTER;
 use crate::history::{Event, Said};
 
 #[derive(Default)]
@@ -92,7 +91,7 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
                 }
             }
             Event::Delivered { order, id, digest, payload, .. } => {
-                if shared_registers::order::digest(&CLUSTER, *id, payload) != *digest {
+                if shared_registers::order::digest(&facts.cluster, *id, payload) != *digest {
                     return Err(format!("{id} was delivered with a digest of something else"));
                 }
                 seen.was_sent(*id, *digest, facts)?;

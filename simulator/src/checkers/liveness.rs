@@ -1,22 +1,30 @@
 //! DA1 and the end of section 8: once the faults are over, every message of a client that did not
 //! crash is answered, and delivered at every correct server, within a bounded time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use shared_registers::ids::{ClientId, Micros, OrderNumber, ServerId};
 
 use super::{Events, Facts};
 use crate::history::Event;
-use crate::phases::LIVENESS_BOUND;
 
 #[derive(Default)]
 struct Seen {
     healed: Option<Micros>,
     correct: Vec<ServerId>,
     /// Messages of clients that run, by client and ticket, and where they were delivered.
-    waiting: BTreeSet<(ClientId, u64)>,
+    waiting: BTreeMap<(ClientId, u64), Micros>,
     places: BTreeMap<OrderNumber, (ClientId, u64)>,
     delivered: BTreeMap<ServerId, OrderNumber>,
+}
+
+impl Seen {
+    /// Whether a message that was wanted at `wanted` and is not answered before `now` waited too
+    /// long since then, counted in the calm alone.
+    fn is_late(&self, wanted: Micros, now: Micros, facts: &Facts) -> bool {
+        let waited = |healed: Micros| now.since(healed.max(wanted));
+        self.healed.is_some_and(|healed| waited(healed) > facts.liveness_bound)
+    }
 }
 
 /// See the [module](self).
@@ -26,14 +34,13 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
     for (at, event) in events {
         match event {
             Event::Broadcast { client, ticket, .. } => {
-                seen.waiting.insert((*client, *ticket));
+                seen.waiting.insert((*client, *ticket), *at);
             }
-            Event::ClientCrashed { client } => seen.waiting.retain(|(c, _)| c != client),
+            Event::ClientCrashed { client } => seen.waiting.retain(|(c, _), _| c != client),
             Event::Answered { client, ticket, order, .. } => {
                 seen.places.insert(*order, (*client, *ticket));
-                let was = seen.waiting.remove(&(*client, *ticket));
-                let slow = |healed: Micros| at.since(healed) > LIVENESS_BOUND;
-                if was && seen.healed.is_some_and(slow) {
+                let wanted = seen.waiting.remove(&(*client, *ticket));
+                if wanted.is_some_and(|wanted| seen.is_late(wanted, *at, facts)) {
                     late = Some((*client, *ticket));
                 }
             }
@@ -47,11 +54,16 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
                 seen.healed = Some(*at);
                 seen.correct = correct.clone();
             }
+            Event::Shaken => {
+                let old = |(_, wanted): &(_, &Micros)| seen.is_late(**wanted, *at, facts);
+                late = late.or(seen.waiting.iter().find(old).map(|(message, _)| *message));
+                seen.healed = None;
+            }
             _ => {}
         }
     }
     let said = facts.complaint.as_deref().unwrap_or("nobody complains");
-    if let Some((client, ticket)) = seen.waiting.first().copied().or(late) {
+    if let Some((client, ticket)) = seen.waiting.keys().next().copied().or(late) {
         let all = seen.waiting.len();
         return Err(format!(
             "message {ticket} of client {client} and {all} in all were not answered in time: {said}"
@@ -76,6 +88,7 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
 mod tests {
     use super::super::made_up::{answered, broadcast, delivered, facts, id, judge};
     use super::*;
+    use crate::phases::LIVENESS_BOUND;
 
     #[test]
     fn a_message_that_nobody_answers_is_rejected_unless_its_client_crashed() {
@@ -102,5 +115,26 @@ mod tests {
         let late = LIVENESS_BOUND.plus(Micros(3));
         let events = [(Micros(1), healed), (Micros(2), broadcast(0, 1, b"a")), (late, answer)];
         assert!(check(&events, &facts()).is_err());
+    }
+
+    #[test]
+    fn faults_excuse_who_waits_but_not_who_waited_through_a_calm() {
+        let healed = || Event::Healed { correct: vec![] };
+        let wanted = broadcast(0, 1, b"a");
+        let answer = answered(1, id(0, 1), 1, b"");
+        let late = |times: u64| Micros(times * LIVENESS_BOUND.0 + 9);
+        let judge = |shaken, again, answered| {
+            let events = [
+                (Micros(1), wanted.clone()),
+                (Micros(2), healed()),
+                (shaken, Event::Shaken),
+                (again, healed()),
+                (answered, answer.clone()),
+            ];
+            check(&events, &facts())
+        };
+        assert_eq!(judge(Micros(3), late(2), late(2).plus(Micros(1))), Ok(()));
+        assert!(judge(Micros(3), late(2), late(3).plus(Micros(1))).is_err());
+        assert!(judge(late(1), late(2), late(2).plus(Micros(1))).is_err());
     }
 }

@@ -27,9 +27,12 @@ pub mod replay;
 pub mod replies;
 pub mod total_order;
 
+use shared_registers::crypto::ClusterId;
 use shared_registers::ids::Micros;
 
+use crate::cluster::CLUSTER;
 use crate::history::Event;
+use crate::phases::LIVENESS_BOUND;
 use crate::plan::Plan;
 
 /// Events and when they happened.
@@ -38,12 +41,16 @@ pub type Events = [(Micros, Event)];
 /// What checkers know besides the events.
 #[derive(Clone, Debug)]
 pub struct Facts {
+    /// Which cluster: digests and chains name it.
+    pub cluster: ClusterId,
     /// How many servers there are.
     pub n: usize,
     /// How many of them may be faulty.
     pub f: usize,
     /// By client: it lies.
     pub lying: Vec<bool>,
+    /// Within so much time after the faults everything that was asked for must be done.
+    pub liveness_bound: Micros,
     /// What was not done when the run ended, as the clients tell it.
     pub complaint: Option<String>,
 }
@@ -52,7 +59,8 @@ impl Facts {
     /// What a plan says, and what was not done at the end of its run.
     pub fn new(plan: &Plan, complaint: Option<String>) -> Facts {
         let lying = plan.clients.iter().map(|client| client.lying).collect();
-        Facts { n: plan.n, f: plan.f, lying, complaint }
+        let (cluster, liveness_bound) = (CLUSTER, LIVENESS_BOUND);
+        Facts { cluster, n: plan.n, f: plan.f, lying, liveness_bound, complaint }
     }
 
     /// Whether a client does what a client should.
@@ -97,9 +105,12 @@ mod made_up {
     use super::{Checker, Facts};
     use crate::cluster::CLUSTER;
     use crate::history::{Event, Says};
+    use crate::phases::LIVENESS_BOUND;
 
     pub(super) fn facts() -> Facts {
-        Facts { n: 3, f: 1, lying: vec![false, true], complaint: None }
+        let lying = vec![false, true];
+        let (cluster, liveness_bound) = (CLUSTER, LIVENESS_BOUND);
+        Facts { cluster, n: 3, f: 1, lying, liveness_bound, complaint: None }
     }
 
     /// What a checker says of these events, a millisecond apart.

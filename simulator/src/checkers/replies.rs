@@ -10,7 +10,6 @@ use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber, ServerId};
 use shared_registers::order;
 
 use super::{Events, Facts};
-use crate::cluster::CLUSTER;
 use crate::history::Event;
 
 /// What a client is told: a name, its place, a digest and, in a delivery, a time.
@@ -127,7 +126,7 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
                 words.entry((*id, *order, *digest, *time)).or_default().insert(*server);
             }
             Event::Heard { client, order, id, time, payload } => {
-                let digest = order::digest(&CLUSTER, *id, payload);
+                let digest = order::digest(&facts.cluster, *id, payload);
                 seen.is_founded(*client, (*id, *order), Some(digest), Some(*time), facts.f)?;
             }
             Event::Answered { client, ticket, id, order, reply } => {

@@ -8,7 +8,6 @@ use shared_registers::ids::{Micros, OrderId, OrderNumber};
 use shared_registers::order;
 
 use super::{Events, Facts};
-use crate::cluster::CLUSTER;
 use crate::history::Event;
 
 type Entry = (OrderId, Digest, Micros);
@@ -40,21 +39,22 @@ impl Order {
 }
 
 /// See the [module](self).
-pub fn check(events: &Events, _: &Facts) -> Result<(), String> {
+pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
     let mut all = Order::default();
     for (_, event) in events {
         match event {
             Event::GuestStarted { server, .. } => {
                 all.last.remove(&format!("server {server}"));
             }
-            Event::ListenerStarted { client } => {
-                all.last.remove(&format!("listener {client}"));
+            Event::ListenerStarted { client, from } => {
+                let before = OrderNumber(from.0.saturating_sub(1));
+                all.last.insert(format!("listener {client}"), before);
             }
             Event::Delivered { server, order, id, digest, time, .. } => {
                 all.take(format!("server {server}"), *order, (*id, *digest, *time))?;
             }
             Event::Heard { client, order, id, time, payload } => {
-                let digest = order::digest(&CLUSTER, *id, payload);
+                let digest = order::digest(&facts.cluster, *id, payload);
                 all.take(format!("listener {client}"), *order, (*id, digest, *time))?;
             }
             _ => {}
@@ -86,6 +86,19 @@ mod tests {
         assert!(judge(check, &[delivered(0, 2, id(0, 1), b"a")]).is_err());
         assert!(judge(check, &[one(0), one(0)]).is_err());
         assert_eq!(judge(check, &[one(0), started(0), one(0)]), Ok(()));
+    }
+
+    #[test]
+    fn a_listener_begins_where_it_asked_to() {
+        let (client, time) = (ClientId(0), Micros(1));
+        let started = |from| Event::ListenerStarted { client, from: OrderNumber(from) };
+        let heard = |place| {
+            let (order, payload) = (OrderNumber(place), b"a".to_vec());
+            Event::Heard { client, order, id: id(0, place), time, payload }
+        };
+        assert_eq!(judge(check, &[started(5), heard(5), heard(6)]), Ok(()));
+        assert!(judge(check, &[started(5), heard(6)]).is_err());
+        assert!(judge(check, &[started(5), heard(5), started(5), heard(6)]).is_err());
     }
 
     #[test]

@@ -1,13 +1,15 @@
-//! A cluster of real processes, made by `difato cluster init` and started one by one.
+//! A cluster of real processes, made by `difato cluster init` and started one by one. Shared by the
+//! test targets `cluster` and `storm`.
 
-pub(crate) mod attacker;
 pub(crate) mod clients;
 pub(crate) mod command;
 pub(crate) mod permit;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Once;
@@ -46,6 +48,17 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+thread_local! {
+    /// What stands before the command that runs this thread's test again.
+    static SETTINGS: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// The command that runs this thread's test again needs these environment variables, and may be
+/// another profile's.
+pub(crate) fn reproduce_with(settings: String) {
+    SETTINGS.with(|known| *known.borrow_mut() = settings);
+}
+
 /// Makes every failure print the command that reproduces it.
 pub(crate) fn print_reproduction_on_failure() {
     static HOOK: Once = Once::new();
@@ -55,7 +68,12 @@ pub(crate) fn print_reproduction_on_failure() {
             earlier(info);
             // The test harness names a test's thread after it, unless all run on the main one.
             let thread = thread::current();
-            let command = "cargo test -p difato --test cluster -- --exact --nocapture";
+            let settings = SETTINGS.with(|known| known.borrow().clone());
+            let release = if cfg!(debug_assertions) { "" } else { "--release " };
+            let target = env!("CARGO_CRATE_NAME");
+            let command = format!(
+                "{settings}cargo test {release}-p difato --test {target} -- --exact --nocapture"
+            );
             match thread.name() {
                 Some("main") => eprintln!("reproduce: {command} NAME-OF-THE-TEST"),
                 Some(test) => eprintln!("reproduce: {command} {test}"),
@@ -85,12 +103,28 @@ pub(crate) struct Builder {
     f: u16,
     application: &'static str,
     settings: Vec<(&'static str, String)>,
+    clients: u32,
+    guest: Option<Program>,
 }
+
+/// Makes the command that runs a guest, of the cluster in a folder, otherwise than as
+/// `difato guest-replica`.
+pub(crate) type Program = fn(&Path, u16) -> Command;
 
 impl Builder {
     pub(crate) fn new() -> Builder {
         let settings = vec![("ring_bytes", RING_BYTES.to_string())];
-        Builder { f: 1, application: "echo-sized", settings }
+        Builder { f: 1, application: "echo-sized", settings, clients: 4, guest: None }
+    }
+
+    pub(crate) fn clients(mut self, clients: u32) -> Builder {
+        self.clients = clients;
+        self
+    }
+
+    pub(crate) fn guest(mut self, program: Program) -> Builder {
+        self.guest = Some(program);
+        self
     }
 
     pub(crate) fn f(mut self, f: u16) -> Builder {
@@ -113,9 +147,9 @@ impl Builder {
         print_reproduction_on_failure();
         let temp = tempfile::Builder::new().prefix("difato-test-").tempdir().unwrap();
         let dir = temp.path().join("c");
-        let f = self.f.to_string();
+        let (f, clients) = (self.f.to_string(), self.clients.to_string());
         let said = difato(["cluster", "init", path(&dir), "--f", &f])
-            .args(["--application", self.application])
+            .args(["--application", self.application, "--clients", &clients])
             .run();
         assert_eq!(said.code, Some(0), "{said}");
         let folder = Folder { temp, dir };
@@ -128,11 +162,12 @@ impl Builder {
     /// A cluster that serves, all hosts connected.
     pub(crate) fn start(self) -> Cluster {
         let permit = Permit::wait();
+        let guest = self.guest;
         let folder = self.init();
         let description = Description::load(&folder.paths()).unwrap();
         fs::create_dir(folder.paths().logs()).unwrap();
         let processes = BTreeMap::new();
-        let mut cluster = Cluster { folder, description, processes, _permit: permit };
+        let mut cluster = Cluster { folder, description, processes, guest, _permit: permit };
         for role in [Role::Host, Role::Guest] {
             for id in cluster.ids() {
                 cluster.start(role, id);
@@ -234,6 +269,7 @@ pub(crate) struct Cluster {
     pub(crate) folder: Folder,
     pub(crate) description: Description,
     processes: BTreeMap<(Role, u16), Child>,
+    guest: Option<Program>,
     _permit: Permit,
 }
 
@@ -251,10 +287,11 @@ impl Cluster {
         assert!(!self.processes.contains_key(&(role, id)), "{role:?} {id} runs");
         let log = self.folder.paths().logs().join(format!("{}-{id}.log", role.subcommand()));
         let log = OpenOptions::new().create(true).append(true).open(log).unwrap();
-        let child = Command::new(DIFATO)
-            .args([role.subcommand(), "--dir", path(&self.folder.dir), "--id", &id.to_string()])
-            // Should the tests themselves be killed, nothing stays behind.
-            .args(["--supervised-by", &std::process::id().to_string()])
+        let child = self
+            .command(role, id)
+            // Should the tests themselves be killed, nothing stays behind: one that is stopped then
+            // is woken by the hang-up of its orphaned group.
+            .process_group(0)
             // The log's end shall say what it died of, not where from.
             .env_remove("RUST_BACKTRACE")
             .stdin(Stdio::null())
@@ -263,6 +300,37 @@ impl Cluster {
             .spawn()
             .unwrap();
         self.processes.insert((role, id), child);
+    }
+
+    fn command(&self, role: Role, id: u16) -> Command {
+        if let (Role::Guest, Some(program)) = (role, self.guest) {
+            return program(&self.folder.dir, id);
+        }
+        let mut command = Command::new(DIFATO);
+        command
+            .args([role.subcommand(), "--dir", path(&self.folder.dir), "--id", &id.to_string()])
+            .args(["--supervised-by", &std::process::id().to_string()]);
+        command
+    }
+
+    /// Whether a process is there; it may have ended by itself.
+    pub(crate) fn has(&self, role: Role, id: u16) -> bool {
+        self.processes.contains_key(&(role, id))
+    }
+
+    /// The process id of one that is there.
+    pub(crate) fn pid(&self, role: Role, id: u16) -> i32 {
+        self.processes[&(role, id)].id() as i32
+    }
+
+    /// Has a process stand still (SIGSTOP).
+    pub(crate) fn pause(&self, role: Role, id: u16) {
+        kill(Pid::from_raw(self.pid(role, id)), Signal::SIGSTOP).unwrap();
+    }
+
+    /// Has it go on (SIGCONT).
+    pub(crate) fn resume(&self, role: Role, id: u16) {
+        kill(Pid::from_raw(self.pid(role, id)), Signal::SIGCONT).unwrap();
     }
 
     /// Kills a process at once (SIGKILL).

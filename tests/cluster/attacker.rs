@@ -21,7 +21,7 @@ use shared_registers::order::OrderView;
 use shared_registers::record::{Body, Propose};
 use shared_registers::words::{MappedReadOnly, MappedReadWrite};
 
-use super::{Cluster, PATIENCE, until};
+use crate::support::{Cluster, PATIENCE, until};
 
 /// An order as it stands in a register, with the MAC for the proposer's host.
 #[derive(Clone)]
