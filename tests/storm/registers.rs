@@ -52,6 +52,12 @@ impl Streams {
                         bytes.clear();
                         Record::encode(&record.stamp, record.body, &mut bytes);
                     }
+                    Next::Reclaimed => panic!(
+                        "host {} reclaimed a record after {} of stream {writer} before this run \
+                         could read it: larger rings, or read more often",
+                        self.host,
+                        self.records[writer.index()].len()
+                    ),
                     Next::Damaged => panic!(
                         "host {} shows its guest something else than a record after {} of stream \
                          {writer}",
