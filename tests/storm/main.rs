@@ -15,7 +15,7 @@
 //! | variable | what | if not set |
 //! |---|---|---|
 //! | `STORM_SEED` | the first round's seed; each further round has the next | 1 |
-//! | `STORM_SECONDS` | a new round begins until so many seconds have passed | 0: one round of each `f` |
+//! | `STORM_SECONDS` | rounds begin until so many seconds have passed | 0: one of each `f` |
 //! | `STORM_ROUND_SECONDS` | how long a round breaks things, besides its calms | 6 |
 //! | `STORM_F` | 1 or 2 | the rounds take turns |
 //! | `STORM_RING_BYTES` | `ring_bytes` in `cluster.toml` | 64 MiB: nothing wraps around |

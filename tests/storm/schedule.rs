@@ -1,5 +1,5 @@
 //! What a seed draws: which processes are killed or stopped, when, and for how long. The draw knows
-//! nothing of the run, so a seed's schedule is always the same; what the machine makes of it is not.
+//! nothing of the run, so a seed's schedule is always the same, whatever the machine makes of it.
 
 use std::time::Duration;
 

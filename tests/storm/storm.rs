@@ -91,8 +91,8 @@ fn run_round(seed: u64, f: u16, time: Duration) {
 fn figures(world: &World) -> String {
     let crew = &world.crew;
     format!(
-        "{} requests, {} answers, {} delivered, term {}, {:?}; longest wait {} ms, longest catching \
-         up {} ms; guests to {} MiB, hosts to {} MiB",
+        "{} requests, {} answers, {} delivered, term {}, {:?}; longest wait {} ms, longest \
+         catching up {} ms; guests to {} MiB, hosts to {} MiB",
         crew.requests,
         crew.answers,
         crew.last,
