@@ -60,7 +60,7 @@ counters! {
 }
 
 /// Names of the host's counters, in the order of [`Counter`].
-const HOST_COUNTERS: [(Counter, &str); 16] = [
+const HOST_COUNTERS: [(Counter, &str); 18] = [
     (Counter::Proposes, "host_records_propose"),
     (Counter::Accepts, "host_records_accept"),
     (Counter::Changes, "host_records_change"),
@@ -77,6 +77,8 @@ const HOST_COUNTERS: [(Counter, &str); 16] = [
     (Counter::LinkBytesReceived, "host_link_bytes_received"),
     (Counter::LinkRefused, "host_links_refused"),
     (Counter::LinkUps, "host_link_ups"),
+    (Counter::Checkpoints, "host_checkpoints"),
+    (Counter::Jumps, "host_jumps"),
 ];
 
 // A counter that is added there and not named here shows up in this sum.

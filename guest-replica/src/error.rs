@@ -67,6 +67,15 @@ pub enum GuestError {
         /// What is wrong with it.
         source: LayoutError,
     },
+    /// The host has reclaimed records that this guest has not read (section 6).
+    #[error(
+        "the records of server {writer} that this guest has to read are reclaimed; starting from a \
+         snapshot is not built yet: make a new cluster with a larger ring_bytes in cluster.toml"
+    )]
+    Reclaimed {
+        /// Whose stream.
+        writer: ServerId,
+    },
     /// The read file holds what no host agent writes.
     #[error(
         "the register file {path} holds a damaged record of stream {writer}; restart the host \

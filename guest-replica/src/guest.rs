@@ -421,6 +421,7 @@ impl Guest {
     fn read_record(&mut self, writer: ServerId) -> Result<bool, GuestError> {
         match self.registers.files.next(writer) {
             Next::Nothing => return Ok(false),
+            Next::Reclaimed => return Err(GuestError::Reclaimed { writer }),
             Next::Damaged => {
                 let path = self.registers.read_path().to_owned();
                 return Err(GuestError::Damaged { path, writer });

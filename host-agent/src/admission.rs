@@ -5,8 +5,6 @@
 //! safety rests on: the frame's number (R3), its shape, each order's MAC, and the rule on CHANGE.
 //! Whether a record makes sense in the protocol is for its readers to judge.
 
-use std::collections::VecDeque;
-
 use shared_registers::canary::{Canary, broken};
 use shared_registers::crypto::{ClusterId, MacKey};
 use shared_registers::host_side::{Counter, Frame};
@@ -14,62 +12,6 @@ use shared_registers::ids::{Micros, Seq, ServerId, Term};
 use shared_registers::layout::{DropReason, Geometry};
 use shared_registers::order::{self, OrderView};
 use shared_registers::record::{Body, Record, Stamp};
-
-/// Bytes of a CHANGE's body: no larger body is decoded to see whether it is one.
-const CHANGE_BYTES: usize = 42;
-
-/// Per writer, the highest term of its CHANGEs that the guest may see.
-pub(crate) struct Changes {
-    n: usize,
-    exposed: Vec<Option<Term>>,
-    /// CHANGEs that are copied and not exposed. Each is a record of the ring, which bounds them.
-    waiting: Vec<VecDeque<(Seq, Term)>>,
-}
-
-impl Changes {
-    fn new(n: usize) -> Changes {
-        Changes { n, exposed: vec![None; n], waiting: vec![VecDeque::new(); n] }
-    }
-
-    /// A record was appended to its stream.
-    pub(crate) fn copied(&mut self, record: &Record<'_>) {
-        if record.body.len() != CHANGE_BYTES {
-            return;
-        }
-        if let Ok(Body::Change(change)) = Body::decode(record.body, self.n) {
-            let stamp = &record.stamp;
-            self.waiting[stamp.writer.index()].push_back((stamp.seq, change.term));
-        }
-    }
-
-    /// So many records of each stream are exposed now.
-    pub(crate) fn exposed(&mut self, count: impl Fn(ServerId) -> Seq) {
-        for writer in ServerId::all(self.n) {
-            let waiting = &mut self.waiting[writer.index()];
-            while let Some((seq, term)) = waiting.front().copied() {
-                if seq > count(writer) {
-                    break;
-                }
-                waiting.pop_front();
-                let highest = &mut self.exposed[writer.index()];
-                *highest = (*highest).max(Some(term));
-            }
-        }
-    }
-
-    /// R1: whether `writer` may write `CHANGE(term)`.
-    fn allow(&self, writer: ServerId, term: Term, quorum: usize) -> bool {
-        let last = self.exposed[writer.index()];
-        if last.is_some_and(|last| term <= last) {
-            return false;
-        }
-        let Some(before) = term.0.checked_sub(1) else { return true };
-        if broken(Canary::R1Change) {
-            return true;
-        }
-        self.exposed.iter().filter(|t| t.is_some_and(|t| t.0 >= before)).count() >= quorum
-    }
-}
 
 /// What the host knows when it looks at a frame.
 pub(crate) struct Moment {
@@ -81,6 +23,20 @@ pub(crate) struct Moment {
     pub(crate) time: Micros,
     /// R6.
     pub(crate) incarnation: u32,
+}
+
+/// R1: whether `writer` may write `CHANGE(term)`, where the guest may see, or could have seen,
+/// CHANGEs up to these terms.
+fn allows(exposed: &[Option<Term>], writer: ServerId, term: Term) -> bool {
+    if exposed[writer.index()].is_some_and(|last| term <= last) {
+        return false;
+    }
+    let Some(before) = term.0.checked_sub(1) else { return true };
+    if broken(Canary::R1Change) {
+        return true;
+    }
+    let quorum = exposed.len() / 2 + 1;
+    exposed.iter().filter(|t| t.is_some_and(|t| t.0 >= before)).count() >= quorum
 }
 
 /// Why a frame enters no stream.
@@ -115,7 +71,6 @@ pub(crate) struct Admission {
     max_payload_bytes: usize,
     /// Order keys, by client.
     keys: Vec<MacKey>,
-    pub(crate) changes: Changes,
 }
 
 impl Admission {
@@ -126,16 +81,17 @@ impl Admission {
             cluster: geometry.cluster,
             max_payload_bytes: geometry.limits.max_payload_bytes,
             keys,
-            changes: Changes::new(geometry.n),
         }
     }
 
     /// R1: a frame that may enter the stream becomes a record, stamped with its writer (R2), its
-    /// place and what the guest could have seen (R4). Also says which counter counts it.
+    /// place and what the guest could have seen (R4). Also says which counter counts it. `changes`
+    /// says of each writer up to which term the guest may see CHANGEs.
     pub(crate) fn admit<'a>(
         &self,
         frame: &Frame<'a>,
         moment: Moment,
+        changes: impl FnOnce() -> Vec<Option<Term>>,
     ) -> Result<(Record<'a>, Counter), Refusal> {
         // A pipelined successor of a dropped frame must not break the term.
         if frame.drops < moment.drops && !broken(Canary::R1Unacknowledged) {
@@ -157,7 +113,7 @@ impl Admission {
             }
             Ok(Body::Accept(_)) => Counter::Accepts,
             Ok(Body::Change(change)) => {
-                if !self.changes.allow(self.me, change.term, self.n / 2 + 1) {
+                if !allows(&changes(), self.me, change.term) {
                     return Err(DropReason::Change.into());
                 }
                 Counter::Changes
@@ -200,34 +156,19 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared_registers::record::{Change, Reason};
-
-    fn change(writer: u16, seq: u64, term: u64, into: &mut Changes) {
-        let mut body = Vec::new();
-        Body::Change(Change { term: Term(term), reason: Reason::Batch }).encode(&mut body);
-        assert_eq!(body.len(), CHANGE_BYTES);
-        let (writer, seen) = (ServerId(writer), Box::from([0; 3]));
-        let stamp = Stamp { writer, seq: Seq(seq), time: Micros(0), incarnation: 0, seen };
-        into.copied(&Record { stamp, body: &body });
-    }
 
     #[test]
-    fn only_exposed_changes_of_distinct_writers_allow_a_change() {
-        let mut changes = Changes::new(3);
+    fn changes_of_distinct_writers_allow_a_change() {
         let me = ServerId(0);
-        let allows = |changes: &Changes, term| changes.allow(me, Term(term), 2);
-        assert!(allows(&changes, 0) && !allows(&changes, 1));
-        // Two terms by one writer are one writer; and one that is copied only is none.
-        change(1, 1, 0, &mut changes);
-        change(1, 2, 1, &mut changes);
-        change(2, 1, 0, &mut changes);
-        changes.exposed(|writer| Seq(if writer == ServerId(1) { 2 } else { 0 }));
-        assert!(!allows(&changes, 1));
-        changes.exposed(|_| Seq(2));
-        assert!(allows(&changes, 1) && !allows(&changes, 2) && !allows(&changes, u64::MAX));
+        let allowed = |exposed: [Option<u64>; 3], term| {
+            allows(&exposed.map(|term| term.map(Term)), me, Term(term))
+        };
+        assert!(allowed([None; 3], 0) && !allowed([None; 3], 1));
+        assert!(!allowed([None, Some(1), None], 1), "one writer");
+        let two = [None, Some(1), Some(0)];
+        assert!(allowed(two, 1) && !allowed(two, 2) && !allowed(two, u64::MAX));
         // A CHANGE of a later term speaks for the earlier ones; an own one closes all below it.
-        change(0, 1, 1, &mut changes);
-        changes.exposed(|_| Seq(2));
-        assert!(!allows(&changes, 0) && !allows(&changes, 1) && allows(&changes, 2));
+        let own = [Some(1), Some(1), Some(0)];
+        assert!(!allowed(own, 0) && !allowed(own, 1) && allowed(own, 2));
     }
 }

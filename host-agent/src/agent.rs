@@ -23,7 +23,9 @@ use shared_registers::ids::{Micros, Seq, ServerId};
 
 use crate::files;
 use crate::host::{Host, HostConfig, Input, Now, PeerFault};
-use crate::limits::{BELL_BYTES, EVENTS_PER_TURN, IDLE_MS, LINK_DEAD_HEARTBEATS, LINK_DEAD_MS};
+use crate::limits::{
+    BELL_BYTES, EVENTS_PER_TURN, FULL_LOG_MS, IDLE_MS, LINK_DEAD_HEARTBEATS, LINK_DEAD_MS,
+};
 use crate::net::{FIRST_TOKEN, Level, Log, MappedHost, Net, NetConfig};
 
 /// Which host agent to run.
@@ -204,6 +206,7 @@ pub fn run(options: &Options, log: &mut dyn FnMut(Level, &str)) -> Result<(), Ag
         exchange,
         tick_at: Micros(0),
         idle: false,
+        full_logged: None,
     };
     agent.serve(log)?;
     agent.close(&read_file)?;
@@ -243,7 +246,7 @@ fn listen(paths: &Paths, cluster: &Cluster, me: ServerId, links: Links) -> Resul
     let config = NetConfig {
         me,
         cluster: cluster.id(),
-        // A RECORD frame is a byte and a record; LENGTHS are shorter than that.
+        // A RECORD frame is a byte and a record; LENGTHS and JUMP are shorter than that.
         max_frame: 1 + cluster.geometry(me).max_record_bytes(),
         dead: Micros::from_ms(dead),
         hosts: cluster.servers.iter().map(|server| server.trusted).zip(links).collect(),
@@ -333,6 +336,8 @@ struct Agent {
     tick_at: Micros,
     /// Nothing happened during the last wait.
     idle: bool,
+    /// When a full ring was logged last.
+    full_logged: Option<Micros>,
 }
 
 impl Agent {
@@ -421,22 +426,21 @@ impl Agent {
         }
     }
 
-    /// R7, loudly: nothing else tells an operator why a server has come to a stand.
-    fn log_full(&self, full: StreamFull, log: &mut Log<'_>) {
-        let StreamFull(writer) = full;
+    /// R7: nothing else tells an operator why a server has come to a stand. It goes on by itself.
+    fn log_full(&mut self, full: StreamFull, log: &mut Log<'_>) {
+        let (StreamFull(writer), now) = (full, now(self.start).mono);
+        if self.full_logged.is_some_and(|at| now.since(at) < Micros::from_ms(FULL_LOG_MS)) {
+            return;
+        }
+        self.full_logged = Some(now);
         let what = if writer == self.me {
             format!("its guest's frames wait from record {} on", self.next(writer))
         } else {
             format!("it takes nothing of server {writer} from record {} on", self.next(writer))
         };
         log(
-            Level::Error,
-            &format!(
-                "host agent {}: {full}, and {what}; nothing is reclaimed yet, so make a new \
-             cluster with a larger ring_bytes in {}",
-                self.me,
-                self.paths.cluster_toml().display(),
-            ),
+            Level::Info,
+            &format!("host agent {}: {full}, and {what}, for the next checkpoint", self.me),
         );
     }
 

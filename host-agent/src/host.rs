@@ -1,5 +1,6 @@
 //! The host of a server, without I/O and without a clock: it admits its guest's frames, stamps
-//! them, exposes records to its guest, and spreads them to its peers.
+//! them, exposes records to its guest, spreads them to its peers, and reclaims what a stable
+//! checkpoint covers.
 //!
 //! Whoever drives it (the agent's event loop, or a simulator) tells it what happened through
 //! [`Host::step`], and asks through [`Host::next_frame`] what goes to each peer, one frame at a
@@ -17,8 +18,9 @@ use shared_registers::record::Record;
 use shared_registers::words::{Words, WordsMut};
 
 use crate::admission::{Admission, Moment, Refusal};
+use crate::checkpoints::Checkpoints;
 use crate::limits::MAX_BYTES_PER_TURN;
-use crate::peers::{Lengths, Owed, PeerFrame, Peers, RECORD};
+use crate::peers::{Jump, Lengths, Owed, PeerFrame, Peers, RECORD};
 
 /// The two clocks of one moment.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,9 +56,10 @@ pub enum Input<'a> {
 /// What a step asks of its caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
-    /// The guest's frames were not all looked at: step with [`Input::Guest`] again.
+    /// The guest's frames were not all looked at, or those that waited for room find some now:
+    /// step with [`Input::Guest`] again.
     pub more: bool,
-    /// A stream's ring has become full. Told once; whoever operates this must know.
+    /// A stream's ring has become full, and waits for a checkpoint. Told once each time.
     pub full: Option<StreamFull>,
 }
 
@@ -82,13 +85,19 @@ pub struct Host<R: WordsMut, W: Words> {
     n: usize,
     registers: HostRegisters<R, W>,
     admission: Admission,
+    checkpoints: Checkpoints,
     peers: Peers,
     /// The guest's frame, copied out.
     body: Vec<u8>,
     /// A record, encoded.
     bytes: Vec<u8>,
-    /// Per stream: its ring was found full, and the caller was told.
+    /// Per stream: its ring was found full, and the caller was told (R7).
     full: Vec<bool>,
+    /// The last stable checkpoint covers all that is reclaimed here, so that a peer may jump to it.
+    /// Not so only while a host that started again has yet to find the one before its end.
+    covers: bool,
+    /// The guest's frames waited for a checkpoint, and it is stable.
+    resumed: bool,
     /// Something was published that a sleeping guest would act on.
     news: bool,
 }
@@ -101,21 +110,16 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             me,
             n,
             admission: Admission::new(registers.geometry(), config.order_keys),
+            checkpoints: Checkpoints::new(n),
             peers: Peers::new(me, n, config.exchange, now.mono),
             registers,
             body: Vec::new(),
             bytes: Vec::new(),
             full: vec![false; n],
+            covers: false,
+            resumed: false,
             news: true,
         };
-        for writer in ServerId::all(n) {
-            for seq in 1..=this.registers.copied(writer).0 {
-                this.bytes.clear();
-                assert!(this.registers.record(writer, Seq(seq), &mut this.bytes));
-                let record = Record::decode(&this.bytes, n).expect("checked when reopened");
-                this.admission.changes.copied(&record);
-            }
-        }
         this.registers.set_stream_full(false);
         this.expose();
         this.publish_hints(now);
@@ -146,13 +150,24 @@ impl<R: WordsMut, W: Words> Host<R, W> {
     /// counts as sent: drop the link rather than the frame.
     pub fn next_frame(&mut self, peer: ServerId, out: &mut Vec<u8>) -> bool {
         out.clear();
-        match self.peers.owed(peer, |writer| self.registers.copied(writer)) {
+        let held = |writer| (self.registers.first(writer), self.registers.copied(writer));
+        let stable = self.checkpoints.stable().filter(|_| self.covers);
+        match self.peers.owed(peer, held, stable.map(|stable| &stable.cut[..])) {
             None => return false,
-            Some(Owed::Lengths) => self.peers.encode_lengths(&self.copied_all(), out),
+            Some(Owed::Lengths) => {
+                self.peers.encode_lengths(peer, &self.copied_all(), &self.full, out);
+            }
             Some(Owed::Record(writer, seq)) => {
                 out.push(RECORD);
-                assert!(self.registers.record(writer, seq, out), "nothing is reclaimed yet");
+                assert!(self.registers.record(writer, seq, out), "owed, and not here");
                 self.registers.count(Counter::RecordFramesSent, 1);
+            }
+            Some(Owed::Jump) => {
+                let checkpoint = stable.expect("its cut was given").clone();
+                let last = |(writer, cut)| self.registers.last_change(writer, Seq(cut));
+                let cut = checkpoint.cut.iter().copied();
+                let changes = ServerId::all(self.n).zip(cut).map(last).collect();
+                Jump { checkpoint, changes }.encode(out);
             }
         }
         true
@@ -180,7 +195,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
 
     fn guest(&mut self, now: Now) -> Turn {
         if self.full[self.me.index()] {
-            // R7: nothing reclaims yet, so a frame that found no room finds none later.
+            // R7: a frame that found no room finds none until a checkpoint is stable.
             return Turn::default();
         }
         let mut bytes = 0;
@@ -226,12 +241,13 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             incarnation: self.registers.header(read::INCARNATION) as u32,
         };
         let frame = Frame { seq, drops, body: &self.body };
-        match self.admission.admit(&frame, moment) {
+        let exposed = |writer| self.registers.last_change(writer, self.registers.exposed(writer));
+        let changes = || ServerId::all(self.n).map(exposed).collect();
+        match self.admission.admit(&frame, moment, changes) {
             Ok((record, counter)) => {
                 self.bytes.clear();
                 Record::encode(&record.stamp, record.body, &mut self.bytes);
                 self.registers.append(&record, &self.bytes)?;
-                self.admission.changes.copied(&record);
                 self.registers.count(counter, 1);
                 self.registers.count(Counter::AdmittedBytes, self.bytes.len() as u64);
                 self.expose();
@@ -257,6 +273,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         self.peers.heard(peer, now.mono);
         let done = match PeerFrame::decode(bytes, self.n) {
             Ok(PeerFrame::Lengths(lengths)) => return self.lengths(now, peer, &lengths),
+            Ok(PeerFrame::Jump(jump)) => return self.jump(&jump),
             Ok(PeerFrame::Record(bytes)) => self.record(bytes),
             Err(error) => Err(error),
         };
@@ -287,20 +304,71 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             // The own stream grows by admission alone.
             self.registers.count(Counter::RecordsOutOfOrder, 1);
         } else if let Err(full) = self.registers.append(&record, bytes) {
-            return Ok(Turn { more: false, full: self.note_full(full) });
+            // R7: it is gone; its sender is told, and sends it again when there is room.
+            let full = self.note_full(full);
+            if full.is_some() {
+                self.peers.refuse(writer);
+            }
+            return Ok(Turn { more: false, full });
         } else {
-            self.admission.changes.copied(&record);
             self.expose();
         }
-        Ok(Turn::default())
+        Ok(self.resumed())
+    }
+
+    /// Section 6: a peer has reclaimed what this host lacks, and says where it goes on.
+    fn jump(&mut self, jump: &Jump) -> Result<Turn, PeerFault> {
+        let cut = &jump.checkpoint.cut;
+        let (theirs, ours) = (Seq(cut[self.me.index()]), self.registers.copied(self.me));
+        if theirs > ours {
+            return Err(PeerFault::Rollback { theirs, ours });
+        }
+        let jumped = self.registers.jump(cut, &jump.changes);
+        if jumped {
+            self.registers.count(Counter::Jumps, 1);
+            self.news = true;
+            // Nobody needs to send what lies before the cut.
+            self.peers.announce();
+        }
+        if self.checkpoints.adopt(&jump.checkpoint) || jumped {
+            // The cut is causally closed: what is here of it can be exposed now.
+            self.expose();
+            self.reclaim();
+        }
+        Ok(self.resumed())
     }
 
     fn expose(&mut self) {
         self.news |= self.registers.expose();
-        // R1: also when nothing is new. A host that starts again has exposed all before.
-        self.admission.changes.exposed(|writer| self.registers.exposed(writer));
+        // Also when nothing is new: a host that starts again has exposed all before.
+        let stable = self.checkpoints.look(&self.registers);
+        if stable > 0 {
+            self.registers.count(Counter::Checkpoints, stable);
+            self.reclaim();
+        }
         let (copied, exposed) = (self.registers.copied(self.me), self.registers.exposed(self.me));
         assert_eq!(copied, exposed, "own records see nothing that is not exposed");
+    }
+
+    /// Section 6: what the last stable checkpoint covers may be reclaimed, so nobody waits for room
+    /// any more (R7).
+    fn reclaim(&mut self) {
+        let Some(stable) = self.checkpoints.stable() else { return };
+        self.registers.set_stable(&stable.cut);
+        let mut cut = ServerId::all(self.n).zip(&stable.cut);
+        self.covers = cut.all(|(writer, cut)| self.registers.first(writer).0 <= *cut);
+        if self.full.contains(&true) {
+            self.resumed |= self.full[self.me.index()];
+            self.full.fill(false);
+            self.registers.set_stream_full(false);
+            self.peers.announce();
+        }
+    }
+
+    /// What a frame from a peer asks of the caller: to look at the guest's frames that wait, if
+    /// they waited for a checkpoint until now.
+    fn resumed(&mut self) -> Turn {
+        Turn { more: std::mem::take(&mut self.resumed), full: None }
     }
 
     /// Notes that a ring is full; what it returns is to be told, once.

@@ -4,14 +4,15 @@
 //! never lies, because all that it does fits in this crate and `shared-registers`. It has one job:
 //! to **admit** what its guest writes if it is well-formed and authentic (R1), to **stamp** it with
 //! its writer, its place and its causal past (R2, R4), to **expose** records to its guest once
-//! their causal past is exposed (R4), and to **spread** them, so that what one live host has every
-//! live host gets (R5). It does not interpret the protocol: what the records mean is for the
-//! guests to read.
+//! their causal past is exposed (R4), to **spread** them, so that what one live host has every live
+//! host gets (R5), and to **reclaim** them once a checkpoint covers them (section 6). It does not
+//! interpret the protocol: what the records mean is for the guests to read.
 //!
 //! | module | one job |
 //! |---|---|
 //! | [`host`] | the host itself, without I/O or a clock; what a simulator drives |
 //! | `admission` | R1 in one function: a frame becomes an admitted record, or is dropped |
+//! | `checkpoints` | section 6: which checkpoint is stable, so that what it covers may go |
 //! | `peers` | R5 and R8: what each peer has, and what it is owed |
 //! | [`agent`] | the process: one thread, one epoll loop around [`Host`] |
 //! | `net` | its links on the trusted network |
@@ -25,6 +26,7 @@
 
 mod admission;
 pub mod agent;
+mod checkpoints;
 mod files;
 pub mod host;
 pub mod limits;

@@ -26,5 +26,7 @@ pub const IDLE_MS: u64 = 1;
 pub const BELL_BYTES: usize = 1 << 12;
 /// Events that one wait returns; the rest come with the next.
 pub const EVENTS_PER_TURN: usize = 128;
+/// Full rings, which wait for a checkpoint, are logged at most so often.
+pub const FULL_LOG_MS: u64 = 10_000;
 /// Refusals are logged at most so often.
 pub const REFUSAL_LOG_MS: u64 = 1_000;

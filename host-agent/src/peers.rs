@@ -4,25 +4,36 @@
 //! it or was sent it on this connection, and the next record to send is looked up when the link
 //! has room for it. A slow peer thus holds back nothing but its own numbers.
 //!
-//! Two kinds of frames pass between hosts:
+//! Three kinds of frames pass between hosts:
 //!
 //! ```text
-//! LENGTHS  1 u8 | linked u32, one bit per host the sender is connected to | n x u64, its records
+//! LENGTHS  1 u8 | linked u32, one bit per host the sender is connected to
+//!               | full u32, one bit per stream of which it takes nothing | n x u64, its records
 //! RECORD   2 u8 | a record
+//! JUMP     3 u8 | a stable checkpoint: term u64 | batch u64 | digest 32 u8
+//!               | n x (cut u64 | term + 1 of the last CHANGE at the cut u64, 0 for none)
 //! ```
 //!
 //! Own records go to every peer at once. A third party's go only to a peer that will not get them
 //! from their writer: one that says it is not connected to the writer, or that lacks what this host
 //! already had a whole exchange earlier. So in the normal case no record is sent to anyone twice.
+//!
+//! A peer whose ring is full refuses a record (R7) and says so: LENGTHS with the stream's bit mean
+//! that what was sent beyond them is lost, and that nothing more is taken until LENGTHS without it.
+//! A peer that lacks what is reclaimed here jumps (section 6).
 
 use shared_registers::canary::{Canary, broken};
 use shared_registers::codec::{Malformed, Put, Reader};
-use shared_registers::ids::{Micros, Seq, ServerId};
+use shared_registers::crypto::Digest;
+use shared_registers::ids::{Batch, Micros, Seq, ServerId, Term};
 use shared_registers::layout::LinkState;
+use shared_registers::limits::MAX_RECORDS;
+use shared_registers::record::Checkpoint;
 
 const LENGTHS: u8 = 1;
 /// First byte of a RECORD frame.
 pub(crate) const RECORD: u8 = 2;
+const JUMP: u8 = 3;
 /// To be handed over as long as there is anything.
 const ALL: u64 = u64::MAX;
 
@@ -32,6 +43,43 @@ pub(crate) struct Lengths {
     pub(crate) counts: Box<[u64]>,
     /// One bit per host that it is connected to.
     linked: u32,
+    /// One bit per stream of which it takes nothing, its ring being full.
+    full: u32,
+}
+
+/// Where a peer that lacks reclaimed records goes on.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Jump {
+    /// It is stable.
+    pub(crate) checkpoint: Checkpoint,
+    /// R1: per writer, the term of its last CHANGE at the cut.
+    pub(crate) changes: Vec<Option<Term>>,
+}
+
+impl Jump {
+    /// Appends the frame to `out`.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        let Checkpoint { term, batch, digest, cut } = &self.checkpoint;
+        out.push(JUMP);
+        out.put_u64(term.0);
+        out.put_u64(batch.0);
+        out.extend_from_slice(&digest.0);
+        for (cut, change) in cut.iter().zip(&self.changes) {
+            out.put_u64(*cut);
+            out.put_u64(change.map_or(0, |term| term.next().0));
+        }
+    }
+
+    fn decode(from: &mut Reader<'_>, n: usize) -> Result<Jump, Malformed> {
+        let (term, batch) = (Term(from.u64()?), Batch(from.u64()?));
+        let digest = Digest(*from.array()?);
+        let (mut cut, mut changes) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        for _ in 0..n {
+            cut.push(Some(from.u64()?).filter(|cut| *cut <= MAX_RECORDS).ok_or(Malformed)?);
+            changes.push(from.u64()?.checked_sub(1).map(Term));
+        }
+        Ok(Jump { checkpoint: Checkpoint { term, batch, digest, cut }, changes })
+    }
 }
 
 /// A frame from a peer.
@@ -39,6 +87,7 @@ pub(crate) enum PeerFrame<'a> {
     Lengths(Lengths),
     /// Not decoded yet.
     Record(&'a [u8]),
+    Jump(Jump),
 }
 
 impl<'a> PeerFrame<'a> {
@@ -46,15 +95,20 @@ impl<'a> PeerFrame<'a> {
         let mut from = Reader::new(bytes);
         match from.u8()? {
             LENGTHS => {
-                let linked = from.u32()?;
+                let (linked, full) = (from.u32()?, from.u32()?);
                 let counts = (0..n).map(|_| from.u64()).collect::<Result<_, _>>()?;
                 from.end()?;
-                if linked >> n != 0 {
+                if (linked | full) >> n != 0 {
                     return Err(Malformed);
                 }
-                Ok(PeerFrame::Lengths(Lengths { counts, linked }))
+                Ok(PeerFrame::Lengths(Lengths { counts, linked, full }))
             }
             RECORD => Ok(PeerFrame::Record(&bytes[1..])),
+            JUMP => {
+                let jump = Jump::decode(&mut from, n)?;
+                from.end()?;
+                Ok(PeerFrame::Jump(jump))
+            }
             _ => Err(Malformed),
         }
     }
@@ -65,14 +119,19 @@ impl<'a> PeerFrame<'a> {
 pub(crate) enum Owed {
     Lengths,
     Record(ServerId, Seq),
+    /// To the stable cut that was given.
+    Jump,
 }
 
 /// A connection on which the peer's LENGTHS came.
 struct Session {
-    /// Per stream, the records that the peer has or was sent on this connection. Only grows.
+    /// Per stream, the records that the peer has or was sent on this connection. Only grows,
+    /// unless the peer refuses what was sent.
     has: Box<[u64]>,
     /// Per stream, how far it is to be handed over.
     upto: Box<[u64]>,
+    /// One bit per stream of which the peer takes nothing now.
+    full: u32,
     /// When the peer was last judged to be behind or not, and what this host had then.
     judged: Micros,
     held: Box<[u64]>,
@@ -84,6 +143,9 @@ struct Peer {
     state: LinkState,
     heard: Micros,
     owes_lengths: bool,
+    /// One bit per stream of which it was refused a record since it was last sent LENGTHS: they
+    /// must say so, though there may be room by then.
+    refused: u32,
     session: Option<Session>,
 }
 
@@ -96,8 +158,13 @@ pub(crate) struct Peers {
 
 impl Peers {
     pub(crate) fn new(me: ServerId, n: usize, exchange: Micros, now: Micros) -> Peers {
-        let peer =
-            |_| Peer { state: LinkState::Never, heard: now, owes_lengths: false, session: None };
+        let peer = |_| Peer {
+            state: LinkState::Never,
+            heard: now,
+            owes_lengths: false,
+            refused: 0,
+            session: None,
+        };
         Peers { me, exchange, peers: (0..n).map(peer).collect() }
     }
 
@@ -118,6 +185,14 @@ impl Peers {
         for peer in &mut self.peers {
             peer.owes_lengths = peer.state == LinkState::Up;
         }
+    }
+
+    /// R7: a record of `writer` was not taken, for want of room. Whoever sent it, all are told.
+    pub(crate) fn refuse(&mut self, writer: ServerId) {
+        for peer in &mut self.peers {
+            peer.refused |= 1 << writer.index();
+        }
+        self.announce();
     }
 
     pub(crate) fn is_up(&self, peer: ServerId) -> bool {
@@ -146,13 +221,16 @@ impl Peers {
         let session = self.peers[peer.index()].session.get_or_insert_with(|| Session {
             has: lengths.counts.clone(),
             upto: held.iter().map(|_| 0).collect(),
+            full: 0,
             judged: now,
             held: held.clone(),
             last: me,
         });
         let judge = now.since(session.judged) >= exchange;
+        session.full = lengths.full;
         for (k, count) in lengths.counts.iter().enumerate() {
-            session.has[k] = session.has[k].max(*count);
+            let refused = lengths.full >> k & 1 == 1;
+            session.has[k] = if refused { *count } else { session.has[k].max(*count) };
             let upto = &mut session.upto[k];
             if k == peer.index() || (k != me && broken(Canary::R5ThirdParties)) {
                 continue; // It has all that there is.
@@ -170,8 +248,15 @@ impl Peers {
         }
     }
 
-    /// What this host owes `peer` next, having `held`. It counts as sent.
-    pub(crate) fn owed(&mut self, peer: ServerId, held: impl Fn(ServerId) -> Seq) -> Option<Owed> {
+    /// What this host owes `peer` next. Of each stream it has `held`: so many records were
+    /// reclaimed, and so many are here or were; and `cut` is a stable one that covers all that is
+    /// reclaimed. What is returned counts as sent.
+    pub(crate) fn owed(
+        &mut self,
+        peer: ServerId,
+        held: impl Fn(ServerId) -> (Seq, Seq),
+        cut: Option<&[u64]>,
+    ) -> Option<Owed> {
         let peer = &mut self.peers[peer.index()];
         if std::mem::take(&mut peer.owes_lengths) {
             return Some(Owed::Lengths);
@@ -181,7 +266,19 @@ impl Peers {
         let n = session.has.len();
         for k in (1..=n).map(|i| (session.last + i) % n) {
             let writer = ServerId(k as u16);
-            if session.has[k] < session.upto[k].min(held(writer).0) {
+            let (first, copied) = held(writer);
+            if session.has[k] >= session.upto[k].min(copied.0) {
+                continue;
+            }
+            if session.has[k] < first.0 {
+                // Section 6. Without such a cut it has to wait for the next one.
+                let Some(cut) = cut else { continue };
+                for (has, cut) in session.has.iter_mut().zip(cut) {
+                    *has = (*has).max(*cut);
+                }
+                return Some(Owed::Jump);
+            }
+            if session.full >> k & 1 == 0 {
                 session.has[k] += 1;
                 session.last = k;
                 return Some(Owed::Record(writer, Seq(session.has[k])));
@@ -190,14 +287,102 @@ impl Peers {
         None
     }
 
-    /// Writes the LENGTHS of a host that has `held`.
-    pub(crate) fn encode_lengths(&self, held: &[u64], out: &mut Vec<u8>) {
-        let up = |k: &usize| self.peers[*k].state == LinkState::Up;
-        let linked = (0..self.peers.len()).filter(up).fold(0, |bits, k| bits | 1 << k);
+    /// Writes the LENGTHS for `peer` of a host that has `held` and takes nothing of the streams
+    /// that are `full`. They count as sent.
+    pub(crate) fn encode_lengths(
+        &mut self,
+        peer: ServerId,
+        held: &[u64],
+        full: &[bool],
+        out: &mut Vec<u8>,
+    ) {
+        let bits = |of: &dyn Fn(usize) -> bool| {
+            (0..held.len()).filter(|k| of(*k)).fold(0, |bits, k| bits | 1_u32 << k)
+        };
+        let linked = bits(&|k| self.peers[k].state == LinkState::Up);
+        let full = bits(&|k| full[k]);
+        let peer = &mut self.peers[peer.index()];
+        let refused = std::mem::take(&mut peer.refused);
+        // What was refused and would be taken now takes two: go back, and go on.
+        peer.owes_lengths |= refused & !full != 0;
         out.push(LENGTHS);
         out.put_u32(linked);
+        out.put_u32(full | refused);
         for count in held {
             out.put_u64(*count);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jump_comes_back_as_it_went_and_no_other_bytes_are_one() {
+        let (term, batch, digest) = (Term(3), Batch(9), Digest([7; 32]));
+        let checkpoint = Checkpoint { term, batch, digest, cut: vec![5, MAX_RECORDS, 0] };
+        let jump = Jump { checkpoint, changes: vec![None, Some(Term(0)), Some(Term(8))] };
+        let mut bytes = Vec::new();
+        jump.encode(&mut bytes);
+        let decoded = |bytes: &[u8]| match PeerFrame::decode(bytes, 3) {
+            Ok(PeerFrame::Jump(jump)) => Some(jump),
+            _ => None,
+        };
+        assert_eq!(decoded(&bytes), Some(jump));
+        assert!((0..bytes.len()).all(|len| PeerFrame::decode(&bytes[..len], 3).is_err()));
+        // No stream is so long that its counts could overflow.
+        bytes[65] += 1;
+        assert!(PeerFrame::decode(&bytes, 3).is_err());
+        bytes[65] -= 1;
+        bytes.push(0);
+        assert!(PeerFrame::decode(&bytes, 3).is_err());
+    }
+
+    #[test]
+    fn what_a_peer_refused_is_sent_again_once_it_has_room() {
+        let (me, peer) = (ServerId(0), ServerId(1));
+        let mut peers = Peers::new(me, 3, Micros(10), Micros(0));
+        peers.up(peer, Micros(0));
+        let mut say = |count, full| {
+            let lengths = Lengths { counts: [count, 0, 0].into(), linked: 0b101, full };
+            peers.lengths(peer, &lengths, [9, 0, 0].into(), Micros(0));
+            let mut sent = Vec::new();
+            while let Some(owed) = peers.owed(peer, |w| (Seq(0), Seq([9, 0, 0][w.index()])), None) {
+                if let Owed::Record(_, seq) = owed {
+                    sent.push(seq.0);
+                }
+            }
+            sent
+        };
+        assert_eq!(say(5, 0), [6, 7, 8, 9]);
+        assert_eq!(say(7, 0), [0; 0], "on its way");
+        assert!(say(7, 1).is_empty() && say(7, 1).is_empty());
+        assert_eq!(say(7, 0), [8, 9]);
+    }
+
+    #[test]
+    fn a_refusal_is_told_though_there_is_room_again() {
+        let mut peers = Peers::new(ServerId(0), 3, Micros(10), Micros(0));
+        peers.up(ServerId(1), Micros(0));
+        let told = |peers: &mut Peers, full| {
+            let (mut bits, held) = (Vec::new(), |_| (Seq(0), Seq(0)));
+            while peers.owed(ServerId(1), held, None) == Some(Owed::Lengths) {
+                let mut out = Vec::new();
+                peers.encode_lengths(ServerId(1), &[0; 3], full, &mut out);
+                match PeerFrame::decode(&out, 3) {
+                    Ok(PeerFrame::Lengths(lengths)) => bits.push(lengths.full),
+                    _ => panic!("not LENGTHS"),
+                }
+            }
+            bits
+        };
+        assert_eq!(told(&mut peers, &[false; 3]), [0]);
+        peers.refuse(ServerId(2));
+        assert_eq!(told(&mut peers, &[false; 3]), [0b100, 0]);
+        peers.refuse(ServerId(2));
+        assert_eq!(told(&mut peers, &[false, false, true]), [0b100]);
+        peers.announce();
+        assert_eq!(told(&mut peers, &[false; 3]), [0]);
     }
 }

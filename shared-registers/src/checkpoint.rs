@@ -48,11 +48,21 @@ impl Claims {
         if claimants < self.needed {
             return None;
         }
-        self.stable = Some(claim.clone());
+        self.adopt(claim);
+        self.stable()
+    }
+
+    /// Takes a checkpoint for stable that somebody who never lies has found to be, if it lies after
+    /// the one that is. Returns whether it does.
+    pub fn adopt(&mut self, checkpoint: &Checkpoint) -> bool {
+        if !self.is_news(checkpoint) {
+            return false;
+        }
+        self.stable = Some(checkpoint.clone());
         let mut held = std::mem::take(&mut self.held);
         held.iter_mut().for_each(|held| held.retain(|claim| self.is_news(claim)));
         self.held = held;
-        self.stable()
+        true
     }
 
     /// How many claims of `writer` wait.
@@ -116,6 +126,19 @@ mod tests {
             assert!(claims.count(&stamp(writer, 30), &aside).is_none());
             assert_eq!(claims.waiting(ServerId(writer)), 0);
         }
+    }
+
+    #[test]
+    fn a_stable_checkpoint_is_adopted_if_it_is_news() {
+        let mut claims = Claims::new(5, None);
+        let (old, new) = (claim(9, 1, [10; 5]), claim(20, 1, [20; 5]));
+        for claim in [&old, &new] {
+            claims.count(&stamp(0, 40), claim);
+        }
+        assert!(claims.adopt(&old) && !claims.adopt(&old));
+        assert_eq!(claims.waiting(ServerId(0)), 1, "what lies after it waits on");
+        assert!(claims.adopt(&new) && !claims.adopt(&old));
+        assert_eq!((claims.stable(), claims.waiting(ServerId(0))), (Some(&new), 0));
     }
 
     #[test]

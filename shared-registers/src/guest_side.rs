@@ -1,5 +1,11 @@
 //! The two files as a guest uses them: it reads the streams, the drop notice, the hints and the
 //! counters from the read file, and writes frames into the write file.
+//!
+//! A guest reads each stream record by record, and knows the number of the next. A host forgets what
+//! a stable checkpoint covers (section 6), so that record may be gone, or go while it is copied: the
+//! mark FIRST_AT, looked at again after the copy, says so ([`Next::Reclaimed`]). Then the guest
+//! starts from a snapshot and goes on behind it ([`GuestRegisters::seek`]); to find out which
+//! snapshot it reads whatever is still there ([`GuestRegisters::rewind`]).
 
 use std::sync::atomic::Ordering;
 
@@ -9,7 +15,7 @@ use crate::layout::{
     stream_word, write,
 };
 use crate::limits::MAX_ORDERS_PER_BATCH;
-use crate::record::Record;
+use crate::record::{HEADER_BYTES, Record};
 use crate::words::{Doorbell, Words, WordsMut, padded};
 
 /// R8's hint about one host. For suspicion (P3), never for safety.
@@ -45,8 +51,27 @@ pub enum Next<'a> {
     Nothing,
     /// A record, which counts as read after [`GuestRegisters::advance`].
     Record(Record<'a>),
+    /// The record that was to be read is reclaimed, or the host jumped over it (section 6). It
+    /// stays so until [`GuestRegisters::seek`] or [`GuestRegisters::rewind`].
+    Reclaimed,
     /// Bytes that are no record. Hosts do not write such: the file is damaged.
     Damaged,
+}
+
+/// Records that were wanted are reclaimed (section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("what was to be read is reclaimed")]
+pub struct Reclaimed;
+
+/// Where a stream is read.
+#[derive(Clone, Copy)]
+struct Cursor {
+    /// The next place to look at.
+    at: u64,
+    /// The next record to be read; 0 for whichever comes.
+    wanted: u64,
+    /// It is reclaimed, and the guest was told.
+    lost: bool,
 }
 
 /// The guest's side of its two files.
@@ -54,8 +79,9 @@ pub struct GuestRegisters<R: Words, W: WordsMut> {
     geometry: Geometry,
     read: R,
     write: W,
-    places: Vec<u64>,
-    reading: u64,
+    cursors: Vec<Cursor>,
+    /// Number and place of what comes behind the record that was copied last.
+    behind: Option<(u64, u64)>,
     head: u64,
     drops: u64,
     /// Something was written that the host was not rung for and may not have seen.
@@ -66,7 +92,8 @@ pub struct GuestRegisters<R: Words, W: WordsMut> {
 
 impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
     /// Attaches to the files. Frames that an earlier guest left in the write file stay: wait for
-    /// [`Self::drained`] before reading, so that its own stream is complete (P6).
+    /// [`Self::drained`] before reading, so that its own stream is complete (P6). Each stream is
+    /// read from its record 1 on.
     pub fn attach(geometry: Geometry, read: R, write: W) -> Result<Self, LayoutError> {
         geometry.check_read(&read)?;
         geometry.check_write(&write)?;
@@ -82,8 +109,10 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
         let drops = read.load(read::DROPS, Ordering::Acquire);
         let first = |writer| read.load(stream_word(writer, read::FIRST_AT), Ordering::Acquire);
         Ok(GuestRegisters {
-            places: ServerId::all(geometry.n).map(first).collect(),
-            reading: 0,
+            cursors: ServerId::all(geometry.n)
+                .map(|writer| Cursor { at: first(writer), wanted: 1, lost: false })
+                .collect(),
+            behind: None,
             head,
             drops,
             unrung: false,
@@ -110,31 +139,119 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
 
     /// Copies the next exposed record of `writer`, if there is one.
     pub fn next(&mut self, writer: ServerId) -> Next<'_> {
-        let exposed = self.read.load(stream_word(writer, read::EXPOSED_AT), Ordering::Acquire);
-        let at = self.places[writer.index()];
-        let waiting = exposed.wrapping_sub(at);
-        if waiting == 0 {
-            return Next::Nothing;
-        }
         let ring = self.geometry.stream_ring(writer);
-        let len = (ring.get_word(&self.read, at) & 0xffff_ffff) as usize;
-        let fits = len <= self.geometry.max_record_bytes() && padded(len) <= waiting;
-        if !fits || waiting > ring.bytes {
-            return Next::Damaged;
+        let Cursor { mut at, wanted, lost } = self.cursors[writer.index()];
+        if lost {
+            return Next::Reclaimed;
         }
-        self.copy.clear();
-        ring.get(&self.read, at, len, &mut self.copy);
-        self.reading = padded(len);
-        match Record::decode(&self.copy, self.geometry.n) {
-            Ok(record) if record.stamp.writer == writer => Next::Record(record),
-            _ => Next::Damaged,
+        let len = loop {
+            let exposed = self.word(writer, read::EXPOSED_AT, Ordering::Acquire);
+            let waiting = exposed.wrapping_sub(at);
+            if waiting == 0 {
+                self.cursors[writer.index()].at = at;
+                return if self.overtaken(writer) { self.lose(writer) } else { Next::Nothing };
+            }
+            let len = (ring.get_word(&self.read, at) & 0xffff_ffff) as usize;
+            let seq = ring.get_word(&self.read, at.wrapping_add(8));
+            let whole = len >= HEADER_BYTES && padded(len) <= waiting && waiting <= ring.bytes;
+            let fits = whole && len <= self.geometry.max_record_bytes();
+            if fits && seq >= wanted {
+                self.copy.clear();
+                ring.get(&self.read, at, len, &mut self.copy);
+            }
+            if !self.kept(writer, at) {
+                // Gone while it was looked at. One that is only passed over may go.
+                if wanted == 0 || self.overtaken(writer) {
+                    return self.lose(writer);
+                }
+                at = self.word(writer, read::FIRST_AT, Ordering::Acquire);
+                continue;
+            }
+            if !fits {
+                return Next::Damaged;
+            }
+            if seq >= wanted {
+                break len;
+            }
+            at = at.wrapping_add(padded(len));
+        };
+        let record = match Record::decode(&self.copy, self.geometry.n) {
+            Ok(record) if record.stamp.writer == writer => record,
+            _ => return Next::Damaged,
+        };
+        let seq = record.stamp.seq.0;
+        let cursor = &mut self.cursors[writer.index()];
+        if wanted != 0 && seq != wanted {
+            // The host jumped.
+            cursor.lost = true;
+            return Next::Reclaimed;
         }
+        cursor.at = at;
+        self.behind = Some((seq.wrapping_add(1), at.wrapping_add(padded(len))));
+        Next::Record(record)
+    }
+
+    fn word(&self, writer: ServerId, which: usize, order: Ordering) -> u64 {
+        self.read.load(stream_word(writer, which), order)
+    }
+
+    /// Whether what was copied from place `at` on is what had been appended there: the host puts
+    /// the mark up, and fences, before it overwrites anything behind the mark.
+    fn kept(&self, writer: ServerId, at: u64) -> bool {
+        self.read.fence();
+        self.word(writer, read::FIRST_AT, Ordering::Relaxed) <= at
+    }
+
+    /// Whether the next record to be read is reclaimed: also where nothing comes after it.
+    fn overtaken(&self, writer: ServerId) -> bool {
+        let wanted = self.cursors[writer.index()].wanted;
+        wanted != 0 && self.word(writer, read::FIRST_SEQ, Ordering::Acquire) >= wanted
+    }
+
+    fn lose(&mut self, writer: ServerId) -> Next<'_> {
+        self.cursors[writer.index()].lost = true;
+        Next::Reclaimed
     }
 
     /// The record of `writer` that [`Self::next`] gave is read.
     pub fn advance(&mut self, writer: ServerId) {
-        let place = &mut self.places[writer.index()];
-        *place = place.wrapping_add(std::mem::take(&mut self.reading));
+        let cursor = &mut self.cursors[writer.index()];
+        if let Some(behind) = self.behind.take() {
+            (cursor.wanted, cursor.at) = behind;
+        }
+    }
+
+    /// How many records of `writer` are reclaimed.
+    pub fn first(&self, writer: ServerId) -> Seq {
+        Seq(self.word(writer, read::FIRST_SEQ, Ordering::Acquire))
+    }
+
+    /// How many records of `writer` the last stable checkpoint covers, as far as the host knows.
+    pub fn stable(&self, writer: ServerId) -> Seq {
+        Seq(self.read.load(hint_word(writer, read::STABLE_SEQ), Ordering::Relaxed))
+    }
+
+    /// How many bytes of records the window of `writer` still takes before the next checkpoint has
+    /// to be stable (R7). For people, and for a guest's own discipline.
+    pub fn room(&self, writer: ServerId) -> u64 {
+        let stable = self.read.load(hint_word(writer, read::STABLE_AT), Ordering::Relaxed);
+        let used = self.word(writer, read::COPIED_AT, Ordering::Relaxed).wrapping_sub(stable);
+        self.geometry.limits.ring_bytes.saturating_sub(used)
+    }
+
+    /// Reads `writer` on behind its record `after`, whether that is exposed yet or not. Fails if
+    /// the one behind it is reclaimed; then [`Self::next`] says so too.
+    pub fn seek(&mut self, writer: ServerId, after: Seq) -> Result<(), Reclaimed> {
+        self.rewind(writer);
+        self.cursors[writer.index()].wanted = after.0.saturating_add(1);
+        if self.overtaken(writer) { Err(Reclaimed) } else { Ok(()) }
+    }
+
+    /// Reads `writer` from its first record on that is still there, whichever that is; it may be
+    /// one that is being reclaimed.
+    pub fn rewind(&mut self, writer: ServerId) {
+        let at = self.word(writer, read::FIRST_AT, Ordering::Acquire);
+        self.cursors[writer.index()] = Cursor { at, wanted: 0, lost: false };
     }
 
     /// Publishes a frame that is meant for position `seq` of the own stream, acknowledging every
@@ -186,14 +303,16 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
     /// R8's hints, one per server; the own entry means nothing.
     pub fn hints(&self) -> impl Iterator<Item = HostHint> + '_ {
         ServerId::all(self.geometry.n).map(|server| {
-            let state = match self.read.load(hint_word(server, 0), Ordering::Acquire) {
+            let state = match self.read.load(hint_word(server, read::STATE), Ordering::Acquire) {
                 1 => LinkState::Up,
                 2 => LinkState::Lost,
                 _ => LinkState::Never,
             };
             HostHint {
                 state,
-                silence: Micros(self.read.load(hint_word(server, 1), Ordering::Relaxed)),
+                silence: Micros(
+                    self.read.load(hint_word(server, read::SILENCE), Ordering::Relaxed),
+                ),
             }
         })
     }
@@ -220,12 +339,15 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
         self.bell.wake(&self.write, write::GUEST_NAP);
     }
 
-    /// Whether anything that the guest would act on may have come since it last looked.
+    /// Whether anything that the guest would act on may have come since it last looked. A stream
+    /// of which it was told that what it wants is reclaimed brings nothing.
     pub fn has_news(&self) -> bool {
-        let exposed =
-            |writer| self.read.load(stream_word(writer, read::EXPOSED_AT), Ordering::Acquire);
+        let news = |(writer, cursor): (ServerId, &Cursor)| {
+            let exposed = self.word(writer, read::EXPOSED_AT, Ordering::Acquire);
+            !cursor.lost && (exposed != cursor.at || self.overtaken(writer))
+        };
         self.read.load(read::DROPS, Ordering::Acquire) != self.drops
-            || ServerId::all(self.geometry.n).any(|w| exposed(w) != self.places[w.index()])
+            || ServerId::all(self.geometry.n).zip(&self.cursors).any(news)
     }
 
     /// Whether the host sleeps and must be rung to see what was written since the last call.

@@ -1,18 +1,18 @@
-//! The two files as a host uses them: it takes frames out of the write file, and keeps and exposes
-//! the streams in the read file. What may enter a stream is `host-agent`'s business.
+//! The two files as a host uses them: it takes frames out of the write file, and keeps the streams
+//! in the read file ([`streams`]). What may enter a stream is `host-agent`'s business.
 
-use std::collections::VecDeque;
+mod streams;
+
 use std::sync::atomic::Ordering;
 
-use crate::canary::{Canary, broken};
 use crate::ids::{Micros, Seq, ServerId};
 use crate::layout::{
     DropReason, FRAME_HEADER_BYTES, FRAME_MAGIC, Geometry, LayoutError, LinkState, hint_word, read,
-    stream_word, write,
+    write,
 };
-use crate::limits::{MAX_ORDERS_PER_BATCH, READY_BYTES, READY_BYTES_IDLE, READY_STEP_BYTES};
-use crate::record::Record;
+use crate::limits::MAX_ORDERS_PER_BATCH;
 use crate::words::{Doorbell, Words, WordsMut, padded};
+use streams::Stream;
 
 /// What a host counts; each is a word of the read file, so that its guest can report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,10 @@ pub enum Counter {
     LinkRefused,
     /// Times that a peer's link came up.
     LinkUps,
+    /// Checkpoints that became stable here (section 6).
+    Checkpoints,
+    /// Times that this host jumped over records that were reclaimed elsewhere.
+    Jumps,
     /// Frames dropped, by [`DropReason`]: this counter plus the reason.
     Dropped,
 }
@@ -87,7 +91,7 @@ pub enum Taken<'a> {
     Garbage,
 }
 
-/// A stream's ring is full of records that may not be reclaimed yet (R7).
+/// A stream's ring is full of records that may not be reclaimed yet (R7): wait for a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the ring of stream {0} is full")]
 pub struct StreamFull(pub ServerId);
@@ -106,27 +110,6 @@ pub enum ReopenError {
         /// Which record.
         seq: u64,
     },
-}
-
-struct Stream {
-    /// Places of the records that are here, from the first on, and behind the last.
-    places: VecDeque<u64>,
-    first: u64,
-    copied: u64,
-    exposed: u64,
-    /// `seen` of the records that are copied and not exposed.
-    waiting: VecDeque<Box<[u64]>>,
-    /// The ring's pages are ready up to this place.
-    ready: u64,
-}
-
-impl Stream {
-    fn place(&self, seq: u64) -> u64 {
-        self.places[(seq - 1 - self.first) as usize]
-    }
-    fn end(&self) -> u64 {
-        self.places[self.places.len() - 1]
-    }
 }
 
 /// The host's side of its two files.
@@ -153,7 +136,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
     }
 
     /// Goes on with the read file of an earlier run of the same boot: checks every record, and
-    /// takes nothing that was not published.
+    /// takes nothing that was not published. What is stable it does not say: [`Self::set_stable`].
     pub fn reopen(geometry: Geometry, read: R, write: W) -> Result<Self, ReopenError> {
         geometry.check_read(&read)?;
         geometry.check_write(&write)?;
@@ -169,33 +152,10 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         Ok(this)
     }
 
-    /// The own stream names only what was exposed here (R4), so what it names must still be here.
-    fn check_own_past(&self) -> Result<(), ReopenError> {
-        let (me, n, mut bytes) = (self.geometry.server, self.geometry.n, Vec::new());
-        if self.record(me, self.copied(me), &mut bytes)
-            && let Ok(last) = Record::decode(&bytes, n)
-        {
-            for (writer, seen) in ServerId::all(n).zip(&last.stamp.seen) {
-                if *seen > self.copied(writer).0 {
-                    return Err(ReopenError::Damaged { writer, seq: *seen });
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn empty(geometry: Geometry, read: R, write: W) -> Self {
-        let stream = |_| Stream {
-            places: VecDeque::from([0]),
-            first: 0,
-            copied: 0,
-            exposed: 0,
-            waiting: VecDeque::new(),
-            ready: 0,
-        };
         let bell = Doorbell::resume(&read, read::HOST_NAP);
         HostRegisters {
-            streams: (0..geometry.n).map(stream).collect(),
+            streams: (0..geometry.n).map(|_| Stream::empty(0, 0, None)).collect(),
             geometry,
             read,
             write,
@@ -206,47 +166,6 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
             bell,
             copy: Vec::new(),
         }
-    }
-
-    fn scan(&mut self, writer: ServerId) -> Result<(), ReopenError> {
-        let state = |which| self.read.load(stream_word(writer, which), Ordering::Relaxed);
-        let (first, copied, exposed) =
-            (state(read::FIRST_SEQ), state(read::COPIED_SEQ), state(read::EXPOSED_SEQ));
-        let mut at = state(read::FIRST_AT);
-        let end = state(read::COPIED_AT);
-        let stream = &mut self.streams[writer.index()];
-        (stream.first, stream.exposed, stream.places) = (first, exposed, VecDeque::from([at]));
-        let ring = self.geometry.stream_ring(writer);
-        // Nothing is reclaimed yet, so a stream begins at its first record and fits into its ring.
-        if (first, at) != (0, 0) || end > ring.bytes || exposed > copied {
-            return Err(ReopenError::Damaged { writer, seq: copied });
-        }
-        let mut bytes = Vec::new();
-        for seq in first + 1..=copied {
-            let damaged = ReopenError::Damaged { writer, seq };
-            let len = (ring.get_word(&self.read, at) & 0xffff_ffff) as usize;
-            if len > self.geometry.max_record_bytes() || at + padded(len) > end {
-                return Err(damaged);
-            }
-            bytes.clear();
-            ring.get(&self.read, at, len, &mut bytes);
-            let record = Record::decode(&bytes, self.geometry.n).map_err(|_| damaged.clone())?;
-            if record.stamp.seq.0 != seq || record.stamp.writer != writer {
-                return Err(damaged);
-            }
-            at += padded(len);
-            stream.places.push_back(at);
-            if seq > exposed {
-                stream.waiting.push_back(record.stamp.seen);
-            }
-        }
-        stream.copied = copied;
-        // A count and its place are two stores: a kill between them leaves a place that is one
-        // record ahead (copied) or behind (exposed). The counts hold.
-        let exposed_at = stream.place(exposed + 1);
-        self.read.store(stream_word(writer, read::COPIED_AT), at, Ordering::Release);
-        self.read.store(stream_word(writer, read::EXPOSED_AT), exposed_at, Ordering::Release);
-        Ok(())
     }
 
     /// Whose files, and their shape.
@@ -324,114 +243,10 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         self.drops
     }
 
-    /// Records of `writer` that are here.
-    pub fn copied(&self, writer: ServerId) -> Seq {
-        Seq(self.streams[writer.index()].copied)
-    }
-
-    /// Records of `writer` that the guest may see.
-    pub fn exposed(&self, writer: ServerId) -> Seq {
-        Seq(self.streams[writer.index()].exposed)
-    }
-
-    /// Per stream, how many records are exposed: what R4 stamps.
-    pub fn exposed_all(&self) -> Box<[u64]> {
-        self.streams.iter().map(|s| s.exposed).collect()
-    }
-
-    /// Appends a record that follows what is here. It is not exposed yet.
-    pub fn append(&mut self, record: &Record<'_>, bytes: &[u8]) -> Result<(), StreamFull> {
-        let writer = record.stamp.writer;
-        let ring = self.geometry.stream_ring(writer);
-        let stream = &mut self.streams[writer.index()];
-        assert_eq!(record.stamp.seq.0, stream.copied + 1, "a record out of its place");
-        let (at, len) = (stream.end(), padded(bytes.len()));
-        if at + len - stream.places[0] > ring.bytes {
-            return Err(StreamFull(writer));
-        }
-        ring.put(&self.read, at, bytes);
-        stream.places.push_back(at + len);
-        stream.copied += 1;
-        stream.waiting.push_back(record.stamp.seen.clone());
-        let (seq, end) = (stream.copied, at + len);
-        self.read.store(stream_word(writer, read::COPIED_AT), end, Ordering::Release);
-        self.read.store(stream_word(writer, read::COPIED_SEQ), seq, Ordering::Release);
-        Ok(())
-    }
-
-    /// Readies a few of the pages that the next records will go to; more of them if this host has
-    /// been `idle` for a while. Returns whether an idle host could ready more. To be called when
-    /// there is nothing else to do: a page of a sparse file that is stored to for the first time
-    /// costs as much as a hop.
-    pub fn prefault(&mut self, idle: bool) -> bool {
-        let most = READY_BYTES_IDLE / self.geometry.n as u64;
-        let ahead = if idle { most } else { READY_BYTES };
-        let mut more = false;
-        for writer in ServerId::all(self.geometry.n) {
-            let ring = self.geometry.stream_ring(writer);
-            let stream = &mut self.streams[writer.index()];
-            let end = stream.end();
-            stream.ready = stream.ready.max(end);
-            if stream.ready < ring.bytes.min(end + ahead) {
-                let bytes = READY_STEP_BYTES.min(ring.bytes - stream.ready);
-                ring.prefault(&self.read, stream.ready, bytes);
-                stream.ready += bytes;
-            }
-            more |= stream.ready < ring.bytes.min(end + most);
-        }
-        more
-    }
-
-    /// Exposes to the guest whatever has its causal past exposed (R4). Returns whether there was
-    /// anything.
-    pub fn expose(&mut self) -> bool {
-        let mut any = false;
-        loop {
-            let mut progress = false;
-            for writer in ServerId::all(self.geometry.n) {
-                while self.exposable(writer) {
-                    let stream = &mut self.streams[writer.index()];
-                    stream.waiting.pop_front();
-                    stream.exposed += 1;
-                    let seq = stream.exposed;
-                    let end = stream.place(seq + 1);
-                    let word = |which| stream_word(writer, which);
-                    self.read.store(word(read::EXPOSED_SEQ), seq, Ordering::Relaxed);
-                    self.read.store(word(read::EXPOSED_AT), end, Ordering::Release);
-                    (progress, any) = (true, true);
-                }
-            }
-            if !progress {
-                return any;
-            }
-        }
-    }
-
-    fn exposable(&self, writer: ServerId) -> bool {
-        let waiting = self.streams[writer.index()].waiting.front();
-        waiting.is_some_and(|seen| {
-            let shown = |(seen, stream): (&u64, &Stream)| *seen <= stream.exposed;
-            broken(Canary::R4Exposure) || seen.iter().zip(&self.streams).all(shown)
-        })
-    }
-
-    /// Copies record `seq` of `writer` to the end of `out`, if it is here.
-    pub fn record(&self, writer: ServerId, seq: Seq, out: &mut Vec<u8>) -> bool {
-        let stream = &self.streams[writer.index()];
-        if seq.0 <= stream.first || seq.0 > stream.copied {
-            return false;
-        }
-        let ring = self.geometry.stream_ring(writer);
-        let at = stream.place(seq.0);
-        let len = (ring.get_word(&self.read, at) & 0xffff_ffff) as usize;
-        ring.get(&self.read, at, len, out);
-        true
-    }
-
     /// Publishes R8's hint about a peer's host.
     pub fn hint(&self, peer: ServerId, state: LinkState, silence: Micros) {
-        self.read.store(hint_word(peer, 1), silence.0, Ordering::Relaxed);
-        self.read.store(hint_word(peer, 0), state as u64, Ordering::Release);
+        self.read.store(hint_word(peer, read::SILENCE), silence.0, Ordering::Relaxed);
+        self.read.store(hint_word(peer, read::STATE), state as u64, Ordering::Release);
     }
 
     /// Says whether the guest's own stream is full, so that it can say so too.
@@ -496,8 +311,9 @@ mod tests {
     use super::*;
     use crate::crypto::ClusterId;
     use crate::guest_side::GuestRegisters;
+    use crate::layout::stream_word;
     use crate::limits::RegisterLimits;
-    use crate::record::Stamp;
+    use crate::record::{Record, Stamp};
     use crate::words::VecWords;
 
     #[test]
@@ -527,11 +343,12 @@ mod tests {
         let damaged = |writer, seq| Err(ReopenError::Damaged { writer: ServerId(writer), seq });
         assert_eq!(reopened(&[]), Ok(()));
         for (which, value) in [
-            (read::FIRST_SEQ, 1),
+            (read::FIRST_SEQ, 2),
             (read::FIRST_AT, 8),
             (read::COPIED_AT, 1 << 20),
             (read::COPIED_AT, u64::MAX),
             (read::EXPOSED_SEQ, 2),
+            (read::EXPOSED_SEQ, u64::MAX),
         ] {
             assert_eq!(reopened(&[(1, which, value)]), damaged(1, 1));
         }

@@ -3,8 +3,8 @@
 //! **Read file** (the host writes, the guest reads): one header page, then one ring per server.
 //! **Write file** (the guest writes, the host reads): one header page, then one ring of frames. In
 //! a virtual machine both are devices whose size is a power of two, so both files are padded to one.
-//! The bells' words stand with whoever stores them. Words that recovery and reclaiming will need
-//! (incarnation, boot, clean, first) have their place from the start.
+//! The bells' words stand with whoever stores them. Words that recovery will need (incarnation,
+//! boot, clean) have their place from the start.
 
 use std::sync::atomic::Ordering;
 
@@ -20,7 +20,7 @@ pub const READ_MAGIC: u64 = u64::from_le_bytes(*b"DifATo_R");
 /// `DifATo_W`: the first word of a write file.
 pub const WRITE_MAGIC: u64 = u64::from_le_bytes(*b"DifATo_W");
 /// Version of both layouts and of the record format.
-pub const VERSION: u64 = 2;
+pub const VERSION: u64 = 3;
 
 /// Words of the read file's header.
 pub mod read {
@@ -58,17 +58,27 @@ pub mod read {
     pub const COUNTERS: usize = 64;
     /// Room for so many counters.
     pub const COUNTERS_LEN: usize = 64;
-    /// R8, per server: link state and silence; see [`crate::guest_side::HostHint`].
+    /// Per server: R8's link state and silence, see [`crate::guest_side::HostHint`], and how far
+    /// its stream may be reclaimed.
     pub const HINTS: usize = 128;
     /// Words per server there.
     pub const HINT_WORDS: usize = 4;
+    /// Hint: a [`super::LinkState`].
+    pub const STATE: usize = 0;
+    /// Hint: microseconds in which nothing was heard.
+    pub const SILENCE: usize = 1;
+    /// Hint: how many records of its stream the last stable checkpoint covers (section 6).
+    pub const STABLE_SEQ: usize = 2;
+    /// Hint: the place behind them. What lies behind that fills the window (R7).
+    pub const STABLE_AT: usize = 3;
     /// Per stream: its state.
     pub const STREAMS: usize = 256;
     /// Words per stream there.
     pub const STREAM_WORDS: usize = 8;
     /// Stream state: records reclaimed.
     pub const FIRST_SEQ: usize = 0;
-    /// Stream state: place of the first record that is still there.
+    /// Stream state: place of the first record that is still there. After a kill it may be one
+    /// that is reclaimed; the record there says which it is.
     pub const FIRST_AT: usize = 1;
     /// Stream state: records that the host has.
     pub const COPIED_SEQ: usize = 2;
@@ -78,6 +88,10 @@ pub mod read {
     pub const EXPOSED_SEQ: usize = 4;
     /// Stream state: place behind them.
     pub const EXPOSED_AT: usize = 5;
+    /// Stream state: the last CHANGE among the records reclaimed: its term + 1, or 0 for none (R1).
+    pub const CHANGED: usize = 6;
+    /// Stream state: 0, or that word and 1 more of a jump that is under way (section 6).
+    pub const ARRIVING: usize = 7;
 }
 
 /// Words of the write file's header.

@@ -16,6 +16,10 @@ pub const MAX_PAYLOAD_BYTES: usize = 16 << 20;
 pub const MIN_RING_BYTES: u64 = 1 << 16;
 /// Largest ring of either file.
 pub const MAX_RING_BYTES: u64 = 1 << 36;
+/// Most records of a stream: what is said to hold more is malformed, so that no count overflows.
+pub const MAX_RECORDS: u64 = 1 << 62;
+/// The last place of a stream, in bytes since its beginning.
+pub const MAX_PLACE: u64 = 1 << 62;
 /// Checkpoint claims of one writer that are counted at a time: the newest (section 6).
 pub const CLAIMS_HELD: usize = 16;
 /// Frames that a host takes from its guest before it looks at its peers again.
@@ -27,8 +31,9 @@ pub const LINK_READ_BYTES: usize = 1 << 20;
 
 /// A host keeps so many bytes of each ring ready behind the last record, ...
 pub const READY_BYTES: u64 = 256 << 10;
-/// ... so many of all rings together once it has been idle, ...
-pub const READY_BYTES_IDLE: u64 = 96 << 20;
+/// ... so many of all rings together once it has been idle (the default rings of three servers
+/// whole, so that nothing is left to ready when work comes), ...
+pub const READY_BYTES_IDLE: u64 = 192 << 20;
 /// ... and readies so many at a time, when it has nothing else to do.
 pub const READY_STEP_BYTES: u64 = 64 << 10;
 

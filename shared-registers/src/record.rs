@@ -42,7 +42,7 @@ pub struct Vote {
     pub chain: Digest,
 }
 
-/// A checkpoint claim (section 6). Carried and kept whole from the start; nothing reads it yet.
+/// A checkpoint claim (section 6).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
     /// The term whose own votes commit the batch.
@@ -106,6 +106,13 @@ const ACCEPT: u8 = 2;
 const CHANGE: u8 = 3;
 const HAS_VOTE: u8 = 1;
 const HAS_CHECKPOINT: u8 = 2;
+/// Bytes of a CHANGE's body: no other body has to be decoded to see whether it is one.
+const CHANGE_BYTES: usize = 42;
+
+/// Whether a body whose first two bytes are these is an ACCEPT with a checkpoint, if it is one.
+pub(crate) fn claims(first: [u8; 2]) -> bool {
+    first[0] == ACCEPT && first[1] & HAS_CHECKPOINT != 0
+}
 
 impl<'a> Body<'a> {
     /// Appends the body to `out`.
@@ -271,6 +278,17 @@ pub struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
+    /// The term of a CHANGE; of no other record.
+    pub fn change(&self) -> Option<Term> {
+        if self.body.len() != CHANGE_BYTES {
+            return None;
+        }
+        match Body::decode(self.body, self.stamp.seen.len()) {
+            Ok(Body::Change(change)) => Some(change.term),
+            _ => None,
+        }
+    }
+
     /// Appends the record to `out`.
     pub fn encode(stamp: &Stamp, body: &[u8], out: &mut Vec<u8>) {
         let start = out.len();
@@ -367,7 +385,15 @@ mod tests {
     #[test]
     fn bodies_come_back_as_they_went() {
         for bytes in sample_bodies() {
-            assert_eq!(encoded(&Body::decode(&bytes, 3).unwrap()), bytes);
+            let body = Body::decode(&bytes, 3).unwrap();
+            assert_eq!(encoded(&body), bytes);
+            // And what is known of them without decoding them is right.
+            let claim = matches!(&body, Body::Accept(accept) if accept.checkpoint.is_some());
+            assert_eq!(claims([bytes[0], bytes[1]]), claim);
+            let term = if let Body::Change(change) = body { Some(change.term) } else { None };
+            let (writer, seen) = (ServerId(0), Box::from([0; 3]));
+            let stamp = Stamp { writer, seq: Seq(1), time: Micros(0), incarnation: 0, seen };
+            assert_eq!(Record { stamp, body: &bytes }.change(), term);
         }
     }
 

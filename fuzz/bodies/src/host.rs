@@ -341,6 +341,7 @@ impl Judge {
             loop {
                 match guest.next(writer) {
                     Next::Nothing => break,
+                    Next::Reclaimed => panic!("no checkpoint is claimed here"),
                     Next::Damaged => panic!("a host exposes a damaged record"),
                     Next::Record(record) => {
                         self.read[writer.index()] += 1;

@@ -153,6 +153,7 @@ impl Server {
         let Some(replica) = &mut self.replica else { return false };
         match self.guest.next(writer) {
             Next::Nothing => return false,
+            Next::Reclaimed => panic!("no checkpoint is claimed here"),
             Next::Damaged => panic!("a host exposes a damaged record"),
             Next::Record(record) if replica.can_read(&record.stamp) => {
                 replica.step(now, Input::Record(record), out);

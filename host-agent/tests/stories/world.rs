@@ -250,6 +250,7 @@ impl World {
         loop {
             match self.guest(i).next(ServerId(writer)) {
                 Next::Nothing => return out,
+                Next::Reclaimed => panic!("a record that is gone"),
                 Next::Damaged => panic!("a damaged record"),
                 Next::Record(record) => {
                     assert_eq!(record.stamp.writer, ServerId(writer));

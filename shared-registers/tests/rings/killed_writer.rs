@@ -1,6 +1,7 @@
 //! Two processes over real mapped files, one of which is killed by SIGKILL in the middle of its
 //! stores, again and again, and started anew. Whoever reads sees what was there or what came new,
-//! each frame and each record whole and once, and never a mixture.
+//! each frame and each record whole and once, and never a mixture. Where records are reclaimed and
+//! overwritten, lap after lap, a reader may also be told that what it wants is gone.
 //!
 //! The doomed process kills itself at the n-th word that it stores, with n from a seeded generator:
 //! so every place between two stores is met, and a seed meets the same places again.
@@ -25,6 +26,8 @@ use crate::{body, geometry, record};
 const WRITER: ServerId = ServerId(0);
 /// Records of all lives together have room here.
 const RING_BYTES: u64 = 1 << 23;
+/// Or some six records, where they are reclaimed.
+const LAP_BYTES: u64 = 1 << 10;
 /// A few frames: it wraps all the time.
 const WRITE_RING_BYTES: u64 = 1 << 9;
 /// Lives of the doomed process.
@@ -64,6 +67,10 @@ fn files() -> Geometry {
     geometry(RING_BYTES, WRITE_RING_BYTES)
 }
 
+fn laps() -> Geometry {
+    geometry(LAP_BYTES, WRITE_RING_BYTES)
+}
+
 /// The body of frame and record `seq`: its size is another for each.
 fn body_of(seq: u64) -> Vec<u8> {
     body(seq, 1 + (seq % 13) as usize)
@@ -80,12 +87,12 @@ fn map_read_only(folder: &Path, name: &str) -> MappedReadOnly {
 }
 
 /// Makes both files, formatted.
-fn make(folder: &Path) {
-    let sizes = [("read", files().read_file_bytes()), ("write", files().write_file_bytes())];
+fn make(folder: &Path, shape: Geometry) {
+    let sizes = [("read", shape.read_file_bytes()), ("write", shape.write_file_bytes())];
     for (name, bytes) in sizes {
         std::fs::File::create(folder.join(name)).unwrap().set_len(bytes).unwrap();
     }
-    HostRegisters::create(files(), map(folder, "read"), map(folder, "write")).unwrap();
+    HostRegisters::create(shape, map(folder, "read"), map(folder, "write")).unwrap();
 }
 
 /// What a host does with the next frame (R3): admits it if it is the next, passes over it if it was
@@ -115,7 +122,7 @@ fn read_all<R: Words, W: WordsMut>(guest: &mut GuestRegisters<R, W>, mut count: 
     loop {
         match guest.next(WRITER) {
             Next::Nothing => return count,
-            Next::Damaged => panic!("a record that is not whole"),
+            Next::Reclaimed | Next::Damaged => panic!("a record that is not whole"),
             Next::Record(record) => {
                 count += 1;
                 assert_eq!(record.stamp.seq, Seq(count), "a record is lost or comes twice");
@@ -148,6 +155,20 @@ fn doomed() {
                 if !host_turn(&mut host) {
                     std::thread::yield_now();
                 }
+            }
+        }
+        "reclaiming host" => {
+            let read = Doomed { words: map(&folder, "read"), left };
+            let mut host = HostRegisters::reopen(laps(), read, map(&folder, "write")).unwrap();
+            host.expose();
+            loop {
+                // It waits for nobody who reads.
+                let next = host.copied(WRITER).0 + 1;
+                let body = body_of(next);
+                let (record, bytes) = record(next, &body);
+                host.set_stable(&host.exposed_all());
+                host.append(&record, &bytes).expect("all is stable");
+                host.expose();
             }
         }
         "guest" => guest(&folder, Doomed { words: map(&folder, "write"), left }),
@@ -218,7 +239,7 @@ fn lives(seed: u64) -> impl Iterator<Item = u64> {
 #[test]
 fn a_guest_reads_old_or_new_while_its_host_is_killed() {
     let folder = tempfile::tempdir().unwrap();
-    make(folder.path());
+    make(folder.path(), files());
     let (read, write) = (map_read_only(folder.path(), "read"), map(folder.path(), "write"));
     let mut guest = GuestRegisters::attach(files(), read, write).unwrap();
     let (mut count, mut written) = (0, 0);
@@ -237,9 +258,49 @@ fn a_guest_reads_old_or_new_while_its_host_is_killed() {
 }
 
 #[test]
+fn a_guest_reads_old_or_new_or_is_told_while_its_reclaiming_host_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    make(folder.path(), laps());
+    let (read, write) = (map_read_only(folder.path(), "read"), map(folder.path(), "write"));
+    let mut guest = GuestRegisters::attach(laps(), read, write).unwrap();
+    let (mut last, mut count, mut told) = (0, 0, 0);
+    for stores in lives(3) {
+        // The process takes milliseconds to start and microseconds to die: read all the time.
+        let status = live("reclaiming host", folder.path(), stores, || {
+            let before = (count, told);
+            loop {
+                match guest.next(WRITER) {
+                    Next::Nothing => break,
+                    Next::Damaged => panic!("a mixture of records"),
+                    Next::Reclaimed => {
+                        let first = guest.first(WRITER);
+                        assert!(first.0 > last, "record {} is here", last + 1);
+                        // It may be gone again by now.
+                        let _ = guest.seek(WRITER, first);
+                        (last, told) = (first.0, told + 1);
+                        continue;
+                    }
+                    Next::Record(record) => {
+                        let seq = record.stamp.seq.0;
+                        assert_eq!(seq, last + 1);
+                        assert_eq!(record.body, body_of(seq), "a mixture of records");
+                        (last, count) = (seq, count + 1);
+                    }
+                }
+                guest.advance(WRITER);
+            }
+            before != (count, told)
+        });
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "after {stores} stores");
+    }
+    assert!(count > 5 * LIVES as u64 && told > LIVES as u64 / 10, "{count} read, {told} told");
+    assert!(last > 10 * LIVES as u64, "too little happened: {last} records");
+}
+
+#[test]
 fn a_host_takes_old_or_new_while_its_guest_is_killed() {
     let folder = tempfile::tempdir().unwrap();
-    make(folder.path());
+    make(folder.path(), files());
     let (read, write) = (map(folder.path(), "read"), map(folder.path(), "write"));
     let mut host = HostRegisters::reopen(files(), read, write).unwrap();
     for stores in lives(2) {
@@ -255,7 +316,7 @@ fn a_host_takes_old_or_new_while_its_guest_is_killed() {
 #[should_panic(expected = "a frame that is not whole")]
 fn a_guest_that_publishes_before_it_stores_is_caught() {
     let folder = tempfile::tempdir().unwrap();
-    make(folder.path());
+    make(folder.path(), files());
     let (read, write) = (map(folder.path(), "read"), map(folder.path(), "write"));
     let mut host = HostRegisters::reopen(files(), read, write).unwrap();
     live("careless", folder.path(), 2, || host_turn(&mut host));

@@ -38,7 +38,7 @@ fn read(guest: &mut Guest, mut count: u64) -> u64 {
     loop {
         match guest.next(WRITER) {
             Next::Nothing => return count,
-            Next::Damaged => panic!("a record that is not whole"),
+            Next::Reclaimed | Next::Damaged => panic!("a record that is not whole"),
             Next::Record(record) => {
                 count += 1;
                 assert_eq!((record.stamp.seq.0, record.body), (count, &body(count, 1)[..]));

@@ -122,7 +122,7 @@ fn records(weakness: Weakness) {
     while next <= 2 {
         match guest.next(WRITER) {
             Next::Nothing => loom::thread::yield_now(),
-            Next::Damaged => panic!("a record that is not whole"),
+            Next::Reclaimed | Next::Damaged => panic!("a record that is not whole"),
             Next::Record(record) => {
                 let whole = (record.stamp.seq.0, record.body) == (next, &body(next, 1)[..]);
                 assert!(whole, "a record that is not whole");
@@ -144,6 +144,50 @@ fn a_guest_reads_whole_records_while_its_host_appends() {
 #[should_panic(expected = "a record that is not whole")]
 fn an_exposed_place_that_is_stored_relaxed_is_caught() {
     check(|| records(Weakness::RelaxedStore(stream_word(WRITER, read::EXPOSED_AT))));
+}
+
+/// A host overwrites the first record, which is stable, while its guest reads it. Notes in `lost`
+/// and `got` which of the two was first.
+fn reclaimed(weakness: Weakness, lost: &'static AtomicBool, got: &'static AtomicBool) {
+    let state = [read::EXPOSED_AT, read::FIRST_AT].map(|which| stream_word(WRITER, which));
+    let read: Vec<_> = state.into_iter().chain(ring_words(RING_BYTES)).collect();
+    let (mut host, mut guest) = files(&read, &[], (weakness, Weakness::None));
+    let append = |host: &mut HostRegisters<Words, Words>, seq| {
+        let body = body(seq, 1);
+        let (record, bytes) = record(seq, &body);
+        host.append(&record, &bytes).unwrap();
+        host.expose();
+    };
+    append(&mut host, 1);
+    append(&mut host, 2);
+    host.set_stable(&[2]);
+    let writer = loom::thread::spawn(move || append(&mut host, 3));
+    match guest.next(WRITER) {
+        Next::Nothing => panic!("a record is hidden again"),
+        Next::Damaged => panic!("a mixture of records"),
+        Next::Reclaimed => lost.store(true, Ordering::Relaxed),
+        Next::Record(record) => {
+            let whole = (record.stamp.seq.0, record.body) == (1, &body(1, 1)[..]);
+            assert!(whole, "a mixture of records");
+            got.store(true, Ordering::Relaxed);
+        }
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_guest_gets_a_record_whole_or_is_told_while_its_host_overwrites_it() {
+    static LOST: AtomicBool = AtomicBool::new(false);
+    static GOT: AtomicBool = AtomicBool::new(false);
+    check(|| reclaimed(Weakness::None, &LOST, &GOT));
+    assert!(LOST.load(Ordering::Relaxed) && GOT.load(Ordering::Relaxed), "only one of the two");
+}
+
+#[test]
+#[should_panic(expected = "a mixture of records")]
+fn missing_fences_around_a_record_that_is_overwritten_are_caught() {
+    static SEEN: AtomicBool = AtomicBool::new(false);
+    check(|| reclaimed(Weakness::NoFence, &SEEN, &SEEN));
 }
 
 /// A host tells of a drop; its guest sees the notice whole or not yet.

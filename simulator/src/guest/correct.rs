@@ -163,6 +163,7 @@ impl Correct {
                 loop {
                     match self.registers.next(writer) {
                         Next::Nothing => break,
+                        Next::Reclaimed => panic!("records of {writer} are reclaimed unread"),
                         Next::Damaged => panic!("a host exposed what is no record of {writer}"),
                         Next::Record(record) => {
                             if !self.replica.can_read(&record.stamp) {
