@@ -14,6 +14,7 @@
 //! | [`history`] | deliveries kept for listeners | P5 |
 //! | [`application`] | what is replicated | |
 //! | [`snapshot`] | what a checkpoint's digest is of | section 6 |
+//! | [`oracle`] | whether one who starts from a snapshot concludes what all conclude | section 6 |
 //! | [`client_session`] | a client's ordering side | section 3, P1, P5 |
 //! | [`listener`] | a subscriber's side | section 3, P5 |
 //! | [`messages`] | the payload network's messages | section 3 |
@@ -28,6 +29,7 @@ pub mod ledger;
 pub mod limits;
 pub mod listener;
 pub mod messages;
+pub mod oracle;
 pub mod pool;
 pub mod reader;
 pub mod replica;

@@ -100,8 +100,9 @@ pub struct Reader {
     committed: (Term, Batch),
     taken: (Batch, Digest),
     claims: Claims,
-    /// The claim of the record that was read last.
+    /// The claim of the record that was read last, and what else it said.
     claim: Option<Checkpoint>,
+    said: Said,
     /// Weight of the history at the stable checkpoint.
     stable_history: u64,
     /// The checkpoint that everything is pruned to.
@@ -132,6 +133,7 @@ impl Reader {
             taken: (Batch(0), start),
             claims: Claims::new(n, None),
             claim: None,
+            said: Said::Nothing,
             stable_history: 0,
             pruned: None,
         }
@@ -153,17 +155,23 @@ impl Reader {
         assert!(self.can_read(stamp), "V0: a record was read before its causal past");
         self.writers[stamp.writer.index()].read = stamp.seq;
         self.claim = None;
-        // Hosts admit only well-formed bodies (R1); what is not says nothing.
-        let Ok(body) = Body::decode(record.body, self.n) else { return Said::Nothing };
-        match body {
-            Body::Propose(propose) => self.read_propose(stamp, &propose),
-            Body::Accept(accept) => {
+        self.said = match Body::decode(record.body, self.n) {
+            Ok(Body::Propose(propose)) => self.read_propose(stamp, &propose),
+            Ok(Body::Accept(accept)) => {
                 let said = self.read_accept(stamp, &accept);
                 self.read_claim(stamp, accept.checkpoint);
                 said
             }
-            Body::Change(change) => self.read_change(stamp, change.term),
-        }
+            Ok(Body::Change(change)) => self.read_change(stamp, change.term),
+            // Hosts admit only well-formed bodies (R1); what is not says nothing.
+            Err(_) => Said::Nothing,
+        };
+        self.said
+    }
+
+    /// What the record said that was read last.
+    pub fn said(&self) -> Said {
+        self.said
     }
 
     // V1: a CHANGE closes its writer's segments up to its term.
@@ -427,6 +435,11 @@ impl Reader {
     /// The newest term that `f + 1` CHANGEs of the one before let a replica enter (P4).
     pub fn entered(&self) -> Term {
         self.entered
+    }
+
+    /// The first term that counts: what earlier ones can still say was settled by a checkpoint.
+    pub fn oldest(&self) -> Term {
+        self.oldest
     }
 
     /// What is known of a term; `None` before its opening.

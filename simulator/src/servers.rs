@@ -45,7 +45,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new(me: ServerId, plan: &Plan, rng: &mut ChaCha8Rng) -> Server {
-        let geometry = cluster::cluster::geometry(me, plan.n);
+        let geometry = cluster::geometry(me, plan.n);
         let memory = |bytes| Memory::new(SimWords::new(bytes));
         let mut clock = |offset: u64| Clock {
             offset: Micros(rng.random_range(0..offset)),

@@ -3,5 +3,6 @@
 mod admission;
 mod hostile;
 mod processes;
+mod reclaiming;
 mod spreading;
 mod world;

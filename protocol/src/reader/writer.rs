@@ -74,11 +74,12 @@ impl Writer {
     }
 
     /// Forgets what a reader that starts at a checkpoint of `term`, whose cut covers `read` records
-    /// of this stream, never asks for: votes and CHANGEs of earlier terms, and all but the last of
-    /// each within the cut.
+    /// of this stream, never asks for: votes of earlier terms, and within the cut all votes but the
+    /// last, and all CHANGEs of earlier terms but the last. Later ones are some later cut's last.
     pub(super) fn prune(&mut self, term: Term, read: u64) {
         let last = self.change_within(read).map(|(term, _)| term);
-        self.changes.retain(|changed, _| *changed >= term || Some(*changed) == last);
+        self.changes
+            .retain(|changed, at| *changed >= term || at.seq.0 > read || Some(*changed) == last);
         let within = self.votes.partition_point(|v| v.seq.0 <= read && v.term <= term);
         self.votes.drain(..within.saturating_sub(1));
         self.votes.retain(|vote| vote.term >= term);

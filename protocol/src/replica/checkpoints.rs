@@ -97,32 +97,44 @@ impl Checkpoints {
 }
 
 impl Replica {
+    /// Whether the content of a snapshot at the batch that was taken last is of use.
+    fn is_wanted(&self, batch: Batch, chain: Digest, crossed: Option<Term>) -> bool {
+        let Checkpoints { pending, stable, .. } = &self.checkpoints;
+        if pending.iter().any(|held| held.batch == batch) {
+            return false;
+        }
+        // One that is stable already is still good for others to start from.
+        if stable.is_none() && self.reader.stable().is_some_and(|known| known.batch == batch) {
+            return true;
+        }
+        let terms = self.reader.based_on(batch, chain).chain(crossed);
+        let mut cuts = terms.filter_map(|term| self.reader.term(term)?.cut(batch));
+        cuts.any(|cut| self.reader.is_news(cut))
+    }
+
     /// Captures what was delivered so far, if a checkpoint is due exactly here.
     pub(super) fn capture(&mut self) {
         let (batch, chain) = self.reader.taken();
-        let Checkpoints { pending, crossed, stable, .. } = &self.checkpoints;
-        let crossed = crossed.filter(|(at, _)| *at == batch).map(|(_, term)| term);
-        let terms = crossed.into_iter().chain(self.reader.based_on(batch, chain));
-        let mut cuts = terms.filter_map(|term| self.reader.term(term)?.cut(batch));
-        let wanted = match self.reader.stable() {
-            // One that is stable already is still good for others to start from.
-            Some(known) if (known.batch, stable.is_none()) == (batch, true) => true,
-            _ => cuts.any(|cut| self.reader.is_news(cut)),
-        };
-        if !wanted || pending.iter().any(|held| held.batch == batch) {
+        let crossed = self.checkpoints.crossed.filter(|(at, _)| *at == batch).map(|at| at.1);
+        if !self.is_wanted(batch, chain, crossed) {
             return;
         }
-        let mut parts: Vec<_> = self.history.parts().collect();
-        parts.extend(self.ledger.parts());
-        parts.extend(self.checkpoints.application(&mut *self.application));
-        let (delivered, time) = (self.ledger.delivered(), self.ledger.time());
-        let (skipped, first) = (self.ledger.skipped(), self.history.first());
-        let content = Content { delivered, time, skipped, first, parts };
+        let content = self.content();
         let pending = &mut self.checkpoints.pending;
         if pending.len() == PENDING_SNAPSHOTS {
             pending.pop_front();
         }
         pending.push_back(Pending { batch, chain, crossed, content });
+    }
+
+    /// What was delivered so far, as a snapshot holds it.
+    pub fn content(&mut self) -> Content {
+        let mut parts: Vec<_> = self.history.parts().collect();
+        parts.extend(self.ledger.parts());
+        parts.extend(self.checkpoints.application(&mut *self.application));
+        let (delivered, time) = (self.ledger.delivered(), self.ledger.time());
+        let (skipped, first) = (self.ledger.skipped(), self.history.first());
+        Content { delivered, time, skipped, first, parts }
     }
 
     /// The highest checkpoint that this replica can claim: it holds the content, the term's own
@@ -153,14 +165,20 @@ impl Replica {
         Some(Arc::new(Snapshot::new(&start, &held.content)))
     }
 
+    /// The snapshot of the highest checkpoint that this replica can claim.
+    pub fn claimable_snapshot(&mut self) -> Option<Arc<Snapshot>> {
+        let snapshot = self.snapshot_at(self.claimable()?)?;
+        self.checkpoints.claimable = Some(snapshot.clone());
+        Some(snapshot)
+    }
+
     /// The claim that is to be written now, if any. Each is written once.
     pub(super) fn due_claim(&mut self) -> Option<Checkpoint> {
         let at = self.claimable()?;
         if self.frames.claimed(at) || self.frames.full() {
             return None;
         }
-        let snapshot = self.snapshot_at(at)?;
-        self.checkpoints.claimable = Some(snapshot.clone());
+        let snapshot = self.claimable_snapshot()?;
         let claim = snapshot.checkpoint();
         (!self.checkpoints.written.contains(claim)).then(|| claim.clone())
     }
@@ -203,6 +221,11 @@ impl Replica {
     /// none yet, or this replica passed by it without taking one.
     pub fn snapshot(&self) -> Option<&Arc<Snapshot>> {
         self.checkpoints.stable.as_ref()
+    }
+
+    /// What it knows of the streams.
+    pub fn reader(&self) -> &Reader {
+        &self.reader
     }
 
     /// The last stable checkpoint that was read.

@@ -1,5 +1,6 @@
 //! Whole clusters of real hosts, registers and replicas in one thread.
 
 mod byzantine;
+mod oracle;
 mod stories;
 mod support;
