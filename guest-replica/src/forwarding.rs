@@ -10,7 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use nix::sys::epoll::EpollFlags;
-use protocol::messages::{self, Forward, OrderMessage};
+use protocol::messages::{self, OrderMessage, ToGuest};
 use shared_registers::channel::{Channel, Event};
 use shared_registers::crypto::{ClusterId, MacKey};
 use shared_registers::ids::{Micros, ServerId};
@@ -78,7 +78,7 @@ impl Forwarding {
     /// Queues an order for another guest.
     pub(crate) fn enqueue(&mut self, to: ServerId, order: OrderMessage, counters: &mut Counters) {
         let Some(peer) = self.peers.get_mut(to.index()).and_then(Option::as_mut) else { return };
-        let message = messages::encode(&Forward(order));
+        let message = messages::encode(&ToGuest::Forward(order));
         while peer.queue.len() >= FORWARDS_QUEUED
             || peer.queued_bytes + message.len() > FORWARD_BYTES_QUEUED
         {

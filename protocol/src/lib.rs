@@ -18,6 +18,7 @@
 //! | [`client_session`] | a client's ordering side | section 3, P1, P5 |
 //! | [`listener`] | a subscriber's side | section 3, P5 |
 //! | [`messages`] | the payload network's messages | section 3 |
+//! | [`transfer`] | fetching a snapshot from the others | section 6 |
 //! | [`limits`] | every bound of a replica, by name | |
 
 #![forbid(unsafe_code)]
@@ -34,5 +35,6 @@ pub mod pool;
 pub mod reader;
 pub mod replica;
 pub mod snapshot;
+pub mod transfer;
 
 pub use shared_registers::canary;

@@ -52,6 +52,12 @@ pub const MAX_PARTS: usize = 1 << 17;
 pub const MAX_PART_BYTES: u64 = 512 << 20;
 /// Bytes of a snapshot.
 pub const MAX_SNAPSHOT_BYTES: u64 = 1 << 36;
+/// Bytes of a manifest: every part's entry, and what a reader starts from.
+pub const MAX_MANIFEST_BYTES: u64 = (64 * MAX_PARTS) as u64;
+/// Bytes of a piece of a snapshot on the payload network: what fits any cluster's frames.
+pub const PIECE_BYTES: usize = 8 << 10;
+/// Pieces that one source was asked for and has not sent yet.
+pub const PIECES_IN_FLIGHT: usize = 16;
 /// Snapshots that wait for their checkpoint to become stable; the oldest goes first.
 pub const PENDING_SNAPSHOTS: usize = 4;
 /// The sequencer proposes nothing while the orders since the stable checkpoint weigh so many times

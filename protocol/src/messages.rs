@@ -14,6 +14,8 @@ use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber, ServerId, Te
 use shared_registers::limits::{MAX_PAYLOAD_BYTES, MAX_SERVERS};
 use shared_registers::order::{self, OrderView};
 
+use crate::limits::PIECE_BYTES;
+
 /// Largest frame on the payload network: the largest payload and the rest of a message. A channel
 /// of a cluster with a smaller limit can be set tighter with [`max_frame_bytes`].
 const MAX_MESSAGE_BYTES: usize = MAX_PAYLOAD_BYTES + OVERHEAD_BYTES;
@@ -151,9 +153,38 @@ impl Credit {
     }
 }
 
-/// From a guest to a guest: an order that its client sent to the first, for the sequencer (P3).
+/// From a guest to a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Forward(pub OrderMessage);
+pub enum ToGuest {
+    /// An order that its client sent to the first, for the sequencer (P3).
+    Forward(OrderMessage),
+    /// A piece of a snapshot, please (section 6): see [`transfer`](crate::transfer).
+    Fetch {
+        /// Of the manifest or part that has this digest.
+        #[serde(with = "digest")]
+        digest: Digest,
+        /// From this byte on.
+        from: u64,
+    },
+    /// Here it is: as long as [`PIECE_BYTES`], or all that is left.
+    Piece {
+        /// What was asked for.
+        #[serde(with = "digest")]
+        digest: Digest,
+        /// The first byte.
+        from: u64,
+        /// How long all of it is.
+        total: u64,
+        /// The bytes.
+        bytes: Bytes,
+    },
+    /// This server has no such thing, or no longer.
+    Gone {
+        /// What was asked for.
+        #[serde(with = "digest")]
+        digest: Digest,
+    },
+}
 
 /// From a guest to a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -322,10 +353,13 @@ pub fn decode_to_server(bytes: &[u8], from: ClientId, n: usize) -> Result<ToServ
     }
 }
 
-/// Decodes what another guest forwards.
-pub fn decode_forward(bytes: &[u8], n: usize) -> Result<OrderMessage, Malformed> {
-    let Forward(order) = decode(bytes)?;
-    if well_formed(&order, n) { Ok(order) } else { Err(Malformed) }
+/// Decodes another guest's message.
+pub fn decode_to_guest(bytes: &[u8], n: usize) -> Result<ToGuest, Malformed> {
+    match decode(bytes)? {
+        ToGuest::Forward(order) if !well_formed(&order, n) => Err(Malformed),
+        ToGuest::Piece { bytes, .. } if bytes.len() > PIECE_BYTES => Err(Malformed),
+        message => Ok(message),
+    }
 }
 
 fn well_formed(order: &OrderMessage, n: usize) -> bool {
@@ -379,7 +413,7 @@ mod tests {
         #[test]
         fn no_bytes_make_the_decoders_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode_to_server(&bytes, ClientId(0), 3);
-            let _ = decode_forward(&bytes, 3);
+            let _ = decode_to_guest(&bytes, 3);
             let _ = decode::<ToClient>(&bytes);
         }
     }

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
-use protocol::messages::{self, Forward, OrderMessage, ToClient, ToServer};
+use protocol::messages::{self, OrderMessage, ToClient, ToGuest, ToServer};
 use rand::RngExt;
 use shared_registers::ids::{ClientId, Micros, ServerId};
 
@@ -200,11 +200,12 @@ impl Sim {
         if from == to || to.index() >= self.plan.n {
             return;
         }
-        let bytes = messages::encode(&Forward(order));
+        let bytes = messages::encode(&ToGuest::Forward(order));
         if let Some(bytes) = self.alter(bytes.clone()) {
-            let _ = messages::decode_forward(&bytes, self.plan.n);
+            let _ = messages::decode_to_guest(&bytes, self.plan.n);
         }
-        let Ok(order) = messages::decode_forward(&bytes, self.plan.n) else { return };
+        let decoded = messages::decode_to_guest(&bytes, self.plan.n);
+        let Ok(ToGuest::Forward(order)) = decoded else { return };
         let epoch = self.servers[to.index()].guest_epoch;
         let Fate::Comes(first, second) = self.fate(Node::Guest(from), Node::Guest(to), false)
         else {

@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use protocol::messages::{
-    Body as Bytes, Delivery, Forward, OrderMessage, Refusal, Reply, Status, ToClient, ToServer,
+    Body as Bytes, Delivery, OrderMessage, Refusal, Reply, Status, ToClient, ToGuest, ToServer,
     encode,
 };
 use serde::Serialize;
@@ -68,7 +68,7 @@ fn to_server() -> Vec<Vec<u8>> {
         ToServer::Status,
     ];
     let mut seeds: Vec<_> = messages.iter().map(encode).collect();
-    seeds.push(encode(&Forward(order())));
+    seeds.push(encode(&ToGuest::Forward(order())));
     seeds
 }
 

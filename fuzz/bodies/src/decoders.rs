@@ -2,8 +2,10 @@
 //! encoding of everything, so a decoder that takes other bytes too would let a MAC or a digest
 //! mean two things.
 
+use protocol::limits::PIECE_BYTES;
 use protocol::messages::{
-    Forward, MAX_CREDIT_BYTES, ToClient, ToServer, decode, decode_forward, decode_to_server, encode,
+    MAX_CREDIT_BYTES, ToClient, ToGuest, ToServer, decode, decode_to_guest, decode_to_server,
+    encode,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -34,9 +36,13 @@ pub(crate) fn to_server(bytes: &[u8]) {
             _ => {}
         }
     }
-    if let Ok(order) = decode_forward(bytes, N) {
-        assert_eq!(order.macs.len(), N);
-        assert_eq!(encode(&Forward(order)), bytes, "a second encoding");
+    if let Ok(message) = decode_to_guest(bytes, N) {
+        assert_eq!(encode(&message), bytes, "a second encoding");
+        match message {
+            ToGuest::Forward(order) => assert_eq!(order.macs.len(), N),
+            ToGuest::Piece { bytes, .. } => assert!(bytes.len() <= PIECE_BYTES),
+            ToGuest::Fetch { .. } | ToGuest::Gone { .. } => {}
+        }
     }
 }
 

@@ -278,7 +278,8 @@ impl Replica {
         checkpoints.settled = Some((checkpoint.term, checkpoint.batch));
         checkpoints.stable = Some(Arc::new(snapshot));
         let term = reader.entered();
-        let replica = Replica::new(config, application);
+        let mut replica = Replica::new(config, application);
+        replica.sequencing.reset();
         Ok(Replica { reader, history, ledger, checkpoints, term, ..replica })
     }
 }

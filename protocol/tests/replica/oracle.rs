@@ -7,7 +7,7 @@ use protocol::application::{Application, KeyValue};
 use protocol::oracle::{ClaimsAre, Difference, FullReading};
 use protocol::reader::Start;
 use protocol::replica::{Config, Input, Replica};
-use protocol::snapshot::{Manifest, Snapshot};
+use protocol::snapshot::{Content, Manifest, Snapshot};
 use shared_registers::crypto::{ClusterId, Digest};
 use shared_registers::ids::{Batch, ClientId, Micros, OrderId, Position, Seq, ServerId, Term};
 use shared_registers::order::{self, OrderView};
@@ -314,4 +314,81 @@ fn s6_whoever_starts_from_a_snapshot_concludes_what_all_conclude() {
         assert!(tally.kept > 50 && tally.next_dead > 5 && tally.bases > 50, "{tally:?}");
         assert!(tally.terms > 5, "{tally:?}");
     }
+}
+
+/// The same snapshot with another start, as if a rule of section 6 were left out.
+fn altered(snapshot: &Snapshot, start: &Start) -> Snapshot {
+    let manifest = Manifest::decode(snapshot.manifest(), snapshot.checkpoint()).unwrap();
+    let Manifest { delivered, time, skipped, first, .. } = manifest;
+    let parts = snapshot.parts().to_vec();
+    Snapshot::new(start, &Content { delivered, time, skipped, first, parts })
+}
+
+/// Whether some world tells a start that `alter` has altered from the right one. `alter` returns
+/// whether there was anything to alter.
+fn is_told(alter: impl Fn(&mut Start) -> bool) -> bool {
+    for seed in 0..200 {
+        let streams = World::new(1, seed).run(120);
+        let mut random = Random(seed);
+        let mut choose = |among: usize| random.below(among);
+        let mut full = FullReading::new(config(3), &application, &streams, &mut choose);
+        for (snapshot, mut start) in starts(&full) {
+            if alter(&mut start) {
+                let altered = altered(&snapshot, &start);
+                let right = snapshot.checkpoint().digest;
+                assert_ne!(altered.checkpoint().digest, right, "the digest covers it");
+                if full.compare(Some(&altered), ClaimsAre::LeftOut, &mut choose).is_err() {
+                    return true;
+                }
+            }
+        }
+    }
+    false
+}
+
+fn clear<T>(values: impl Iterator<Item = T>, clear: impl Fn(T) -> bool) -> bool {
+    values.map(clear).fold(false, |any, one| any | one)
+}
+
+#[test]
+fn s6_each_part_of_a_start_is_needed() {
+    let without_changes =
+        |s: &mut Start| clear(s.writers.iter_mut(), |writer| writer.change.take().is_some());
+    assert!(is_told(without_changes), "the last CHANGEs");
+    let without_votes =
+        |s: &mut Start| clear(s.writers.iter_mut(), |writer| writer.vote.take().is_some());
+    assert!(is_told(without_votes), "the votes at the cut");
+    assert!(is_told(|s| std::mem::take(&mut s.next_dead)), "the next term's death");
+    let without_chain = |s: &mut Start| {
+        // As if votes below the checkpoint did not matter.
+        let last = s.kept.pop();
+        s.kept.clear();
+        s.floor = last.map_or(s.floor, |mark| (Batch(s.batch.0.0 - 1), mark));
+        last.is_some()
+    };
+    assert!(is_told(without_chain), "the chain that votes after the cut are judged by");
+    let with_another_cut = |s: &mut Start| {
+        // As if it were the cut of the record before: the last one that the proposer had seen.
+        let n = s.writers.len();
+        let proposer = s.term.sequencer(n).index();
+        s.writers[(proposer + 1) % n].read.0 += 1;
+        true
+    };
+    assert!(is_told(with_another_cut), "the cut");
+    let with_another_weight = |s: &mut Start| {
+        let last = s.kept.last_mut().unwrap_or(&mut s.floor.1);
+        last.history += 700;
+        true
+    };
+    assert!(is_told(with_another_weight), "the history's weight");
+    let with_another_base = |s: &mut Start| {
+        s.base.parent = s.base.parent.map(|term| Term(term.0 + 1));
+        s.base.parent.is_some()
+    };
+    assert!(is_told(with_another_base), "the base");
+    let with_another_opening = |s: &mut Start| {
+        s.opening.0 += 3;
+        true
+    };
+    assert!(is_told(with_another_opening), "the opening");
 }

@@ -8,6 +8,7 @@ use host_agent::{Host, HostConfig, Input as HostInput, Now};
 use protocol::application::{Application, Log};
 use protocol::messages::{OrderMessage, ToClient, ToServer};
 use protocol::replica::{Config, Input, Lookup, Output, Replica};
+use protocol::snapshot::Snapshot;
 use shared_registers::crypto::{ClusterId, MacKey, Secret};
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::host_side::HostRegisters;
@@ -41,6 +42,8 @@ pub(crate) struct Cluster {
     links: Vec<Vec<bool>>,
     /// How often hosts exchange their lengths.
     pub(crate) heartbeat_us: u64,
+    /// `K` of section 6.
+    checkpoint_weight: u64,
     /// What each client got from each server, in the order in which it came.
     pub(crate) received: BTreeMap<(ClientId, ServerId), Vec<ToClient>>,
 }
@@ -70,28 +73,35 @@ fn geometry(n: usize, server: usize) -> Geometry {
     Geometry { n, server: ServerId(server as u16), cluster: CLUSTER, limits }
 }
 
-fn replica(n: usize, me: usize) -> Replica {
-    let config = Config {
+pub(crate) fn config(n: usize, me: usize, checkpoint_weight: u64) -> Config {
+    Config {
         me: ServerId(me as u16),
         n,
         clients: CLIENTS,
         cluster: CLUSTER,
         max_payload_bytes: 4096,
         window: 16,
-        checkpoint_weight: 1 << 21,
+        checkpoint_weight,
         soft_batch_bytes: 1 << 18,
         change: Micros::from_ms(CHANGE_MS),
         change_cap: Micros::from_ms(64 * CHANGE_MS),
         host_down: Micros::from_ms(HOST_DOWN_MS),
         retain_messages: 10_000,
         retain_bytes: 1 << 24,
-    };
+    }
+}
+
+fn replica(n: usize, me: usize, checkpoint_weight: u64) -> Replica {
     let application: Box<dyn Application> = Box::new(Log);
-    Replica::new(config, application)
+    Replica::new(config(n, me, checkpoint_weight), application)
 }
 
 impl Cluster {
     pub(crate) fn new(f: usize) -> Cluster {
+        Cluster::with_checkpoints(f, 1 << 21)
+    }
+
+    pub(crate) fn with_checkpoints(f: usize, checkpoint_weight: u64) -> Cluster {
         let n = 2 * f + 1;
         let mut cluster = Cluster {
             n,
@@ -99,6 +109,7 @@ impl Cluster {
             servers: Vec::new(),
             links: vec![vec![false; n]; n],
             heartbeat_us: 10_000,
+            checkpoint_weight,
             received: BTreeMap::new(),
         };
         for i in 0..n {
@@ -111,7 +122,7 @@ impl Cluster {
             let host = Host::new(config, registers.unwrap(), cluster.clock());
             let registers =
                 GuestRegisters::attach(geometry, files.0.clone(), files.1.clone()).unwrap();
-            let replica = replica(n, i);
+            let replica = replica(n, i, checkpoint_weight);
             let server = Server { host, registers, replica, files, host_up: true, guest_up: true };
             cluster.servers.push(server);
         }
@@ -163,10 +174,28 @@ impl Cluster {
         let (read, write) = self.servers[i].files.clone();
         let server = &mut self.servers[i];
         server.registers = GuestRegisters::attach(geometry(self.n, i), read, write).unwrap();
-        server.replica = replica(self.n, i);
+        server.replica = replica(self.n, i, self.checkpoint_weight);
         self.pump_hosts();
         assert!(self.servers[i].registers.drained(), "P6: the host takes what was left");
         self.servers[i].guest_up = true;
+    }
+
+    /// A clean guest that starts from the snapshot that server `of` has.
+    pub(crate) fn restart_from_snapshot(&mut self, i: usize, of: usize) {
+        self.restart_guest(i);
+        let snapshot = self.servers[of].replica.snapshot().expect("it has one").clone();
+        let (checkpoint, parts) = (snapshot.checkpoint().clone(), snapshot.parts().to_vec());
+        let cut = checkpoint.cut.clone();
+        let copy = Snapshot::assemble(checkpoint, snapshot.manifest().clone(), parts).unwrap();
+        let config = config(self.n, i, self.checkpoint_weight);
+        let server = &mut self.servers[i];
+        server.replica = Replica::from_snapshot(config, Box::new(Log), copy).unwrap();
+        for (writer, cut) in ServerId::all(self.n).zip(cut) {
+            for _ in 0..cut {
+                assert!(matches!(server.registers.next(writer), Next::Record(_)));
+                server.registers.advance(writer);
+            }
+        }
     }
 
     /// Lets everything happen that happens without time passing.

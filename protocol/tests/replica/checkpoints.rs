@@ -1,0 +1,144 @@
+//! Stories of checkpoints: claimed, stable, pruned to, started from, and missed (section 6, R7).
+
+use crate::support::{CHANGE_MS, Cluster, order};
+use protocol::limits::WINDOW_CHECKPOINTS;
+use shared_registers::host_side::Counter;
+use shared_registers::ids::{Batch, ServerId, Term};
+use shared_registers::order::weight;
+use shared_registers::record::{Accept, Body, Checkpoint, Vote};
+
+/// `K`: about eight orders.
+const WEIGHT: u64 = 8 * 512;
+
+fn stable(cluster: &Cluster, i: usize) -> Option<Checkpoint> {
+    cluster.servers[i].replica.stable().cloned()
+}
+
+fn send_each(cluster: &mut Cluster, counts: std::ops::RangeInclusive<u64>) {
+    for count in counts {
+        let order = order(cluster.n, 0, 1, count, b"");
+        cluster.send_all(&order);
+        cluster.settle();
+    }
+}
+
+#[test]
+fn s6_checkpoints_become_stable_and_everything_before_is_let_go() {
+    for f in 1..=2 {
+        let mut cluster = Cluster::with_checkpoints(f, WEIGHT);
+        send_each(&mut cluster, 1..=100);
+        let first = stable(&cluster, 0).expect("a stable checkpoint");
+        assert_eq!(first.batch, Batch(96), "the last multiple of eight");
+        for i in 0..cluster.n {
+            assert_eq!(stable(&cluster, i).as_ref(), Some(&first));
+            let replica = &cluster.servers[i].replica;
+            assert_eq!(replica.snapshot().unwrap().checkpoint(), &first);
+            let [votes, changes, terms, batches] = replica.reader().held();
+            assert!(votes < 20 && batches < 20, "server {i}: {votes} votes, {batches} batches");
+            assert_eq!((changes, terms), (0, 1));
+            assert_eq!(cluster.counter(i, "checkpoints_differing"), 0);
+            assert_eq!(cluster.counter(i, "checkpoints_claimed"), 12, "one each");
+        }
+        cluster.one_order();
+    }
+}
+
+#[test]
+fn s6_a_checkpoint_is_due_at_the_base_of_every_term() {
+    let mut cluster = Cluster::with_checkpoints(1, 1 << 40);
+    send_each(&mut cluster, 1..=3);
+    for (term, count) in [(1, 4), (2, 5)] {
+        let sequencer = (term as usize - 1) % 3;
+        cluster.kill_guest(sequencer);
+        cluster.send_all(&order(3, 0, 1, count, b""));
+        cluster.pass_until(64 * CHANGE_MS, |c| c.delivered(count));
+        cluster.restart_guest(sequencer);
+        cluster.settle();
+        let stable = stable(&cluster, 2).expect("a checkpoint");
+        assert_eq!((stable.term, stable.batch), (Term(term), Batch(count - 1)));
+    }
+}
+
+#[test]
+fn s6_a_restarted_guest_does_not_claim_again_what_it_claimed() {
+    let mut cluster = Cluster::with_checkpoints(1, WEIGHT);
+    send_each(&mut cluster, 1..=20);
+    let accepts = |c: &Cluster| c.servers[2].host.registers().counter(Counter::Accepts);
+    let before = accepts(&cluster);
+    for _ in 0..3 {
+        cluster.restart_guest(2);
+        cluster.pass(5);
+    }
+    assert_eq!(accepts(&cluster), before);
+}
+
+#[test]
+fn s6_a_guest_starts_from_a_snapshot_and_takes_part() {
+    let mut cluster = Cluster::with_checkpoints(1, WEIGHT);
+    send_each(&mut cluster, 1..=30);
+    cluster.kill_guest(2);
+    send_each(&mut cluster, 31..=60);
+    cluster.restart_from_snapshot(2, 0);
+    cluster.settle();
+    assert!(cluster.delivered(60));
+    cluster.one_order();
+    // Its votes are needed now, and its claims.
+    cluster.kill_guest(1);
+    send_each(&mut cluster, 61..=90);
+    assert!(cluster.delivered(90));
+    assert_eq!(stable(&cluster, 2), stable(&cluster, 0));
+    assert_eq!(stable(&cluster, 2).unwrap().batch, Batch(88));
+    assert_eq!(cluster.counter(2, "checkpoints_differing"), 0);
+    // So does a sequencer that did.
+    cluster.restart_guest(1);
+    cluster.kill_guest(0);
+    cluster.send_all(&order(3, 0, 1, 91, b""));
+    cluster.pass_until(64 * CHANGE_MS, |c| c.delivered(91));
+    cluster.restart_from_snapshot(0, 2);
+    cluster.pass_until(64 * CHANGE_MS, |c| c.delivered(91));
+    send_each(&mut cluster, 92..=120);
+    assert!(cluster.delivered(120));
+    cluster.one_order();
+}
+
+#[test]
+fn r7_a_sequencer_waits_for_checkpoints_and_nobody_suspects_it_for_that() {
+    let mut cluster = Cluster::with_checkpoints(1, WEIGHT);
+    // Server 1 is in an attacker's hands, who votes and claims nothing; server 2 is away.
+    cluster.kill_guest(1);
+    cluster.kill_guest(2);
+    for count in 1..=60 {
+        cluster.send(0, order(3, 0, 1, count, b""));
+        cluster.settle();
+        let state = cluster.servers[0].replica.reader().term(Term(0)).unwrap();
+        let vote = Some(Vote { upto: state.last(), chain: state.chain() });
+        let voted = cluster.servers[0].replica.reader().vote(ServerId(1), Term(0));
+        if voted < Some(state.last()) {
+            let body = Body::Accept(Accept { term: Term(0), vote, checkpoint: None });
+            cluster.forge(1, &body);
+        }
+        cluster.settle();
+    }
+    let (used, room) = cluster.servers[0].replica.window();
+    assert_eq!(room, WINDOW_CHECKPOINTS * WEIGHT);
+    assert!(used >= room && used < room + weight(0), "{used} of {room}");
+    assert_eq!(cluster.status(0).1.0, 24);
+    cluster.pass(20 * CHANGE_MS);
+    assert_eq!(cluster.status(0).0, Term(0), "its own timers rest");
+    assert_eq!(cluster.counter(0, "changes_written"), 0);
+    cluster.restart_guest(2);
+    cluster.settle();
+    cluster.pass(1);
+    assert!(cluster.delivered(60), "the claims of server 2 open the window");
+    assert_eq!(cluster.status(2).0, Term(0));
+    assert!(stable(&cluster, 0).unwrap().batch > Batch(24));
+}
+
+#[test]
+fn r7_only_a_full_window_excuses_a_sequencer() {
+    let mut cluster = Cluster::with_checkpoints(1, WEIGHT);
+    send_each(&mut cluster, 1..=10);
+    cluster.kill_guest(0);
+    cluster.send_all(&order(3, 0, 1, 11, b""));
+    cluster.pass_until(16 * CHANGE_MS, |c| c.delivered(11));
+}
