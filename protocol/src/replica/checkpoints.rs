@@ -21,6 +21,7 @@ use crate::application::Application;
 use crate::history::History;
 use crate::ledger::Ledger;
 use crate::limits::{PENDING_SNAPSHOTS, WINDOW_CHECKPOINTS};
+use crate::messages::StableAt;
 use crate::reader::{CommittedBatch, Reader};
 use crate::snapshot::{Content, Kind, Manifest, Part, Snapshot};
 
@@ -231,6 +232,14 @@ impl Replica {
     /// The last stable checkpoint that was read.
     pub fn stable(&self) -> Option<&Checkpoint> {
         self.reader.stable()
+    }
+
+    /// The same, for status.
+    pub(super) fn stable_at(&self) -> Option<StableAt> {
+        let stable = self.reader.stable()?;
+        let own = self.checkpoints.stable.as_ref().filter(|own| own.checkpoint() == stable);
+        let order = own.map(|own| own.delivered());
+        Some(StableAt { term: stable.term, batch: stable.batch.0, order })
     }
 
     /// What the orders that its sequencer has proposed since the stable checkpoint weigh, and what
