@@ -93,7 +93,7 @@ impl Poke {
         match *self {
             Poke::Stream { writer, which, word } => {
                 let writer = ServerId(u16::from(writer) % N as u16);
-                let which = usize::from(which) % (read::EXPOSED_AT + 1);
+                let which = usize::from(which) % (read::ARRIVING + 1);
                 word.poke(memory, stream_word(writer, which));
             }
             Poke::Header { at, word } => {
@@ -163,7 +163,7 @@ fn go_on(mut host: Host<Memory, Memory>, write: &Memory) {
     let now = Now::default();
     Word::Any(host.registers().geometry().limits.write_ring_bytes).poke(write, write::HEAD);
     host.step(now, Input::PeerUp(ServerId(1))).expect("only peers' frames fail");
-    let mut lengths = vec![1, 1, 0, 0, 0];
+    let mut lengths = vec![1, 1, 0, 0, 0, 0, 0, 0, 0];
     lengths.extend([0; 8 * N]);
     let _ = host.step(now, Input::PeerFrame(ServerId(1), &lengths));
     let mut frame = Vec::new();

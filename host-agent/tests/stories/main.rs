@@ -2,6 +2,7 @@
 
 mod admission;
 mod hostile;
+mod laps;
 mod processes;
 mod reclaiming;
 mod spreading;
