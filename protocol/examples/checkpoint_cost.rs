@@ -103,7 +103,7 @@ fn main() {
         let manifest = start.elapsed().as_secs_f64();
         let size = made.as_deref().map_or(0, Snapshot::bytes);
         println!(
-            "{ORDERS} orders: {:.0} ms; the batch that takes the snapshot {:.1} ms, others {:.1} ms; \
+            "{ORDERS} orders: {:.0} ms; the one that captures {:.1} ms, others {:.1} ms; \
              its manifest {:.2} ms; snapshot {} MiB in {} parts",
             1e3 * times.iter().sum::<f64>(),
             1e3 * worst,

@@ -2,8 +2,8 @@
 //! is decided by what was delivered alone, so it is the same at everyone and a part of snapshots
 //! (section 6).
 //!
-//! They lie in segments that close after a fixed number of messages or bytes. A closed segment never
-//! changes: its part of a snapshot is made once, from digests that were known before. It is
+//! They lie in segments that close after a fixed number of messages or bytes. A closed segment
+//! never changes: its part of a snapshot is made once, from digests that were known before. It is
 //! forgotten as soon as the last of its messages is. Its head, little-endian:
 //!
 //! ```text

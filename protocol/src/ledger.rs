@@ -3,7 +3,8 @@
 //! same at every replica.
 //!
 //! In a snapshot (section 6) the client table is cut into groups of [`CLIENTS_PER_PART`], and only
-//! the groups that changed are made anew. A group's head, little-endian; the bodies are the replies:
+//! the groups that changed are made anew. A group's head, little-endian; the bodies are the
+//! replies:
 //!
 //! ```text
 //! first client u32 | clients u32 | per client: session u64, count u64, replies u32,

@@ -4,8 +4,8 @@
 //! read the same conclude the same, and reading more never retracts anything: each record is judged
 //! once, when it is read, by what lies within its own causal past.
 //!
-//! A reader need not start at the beginning: `start` is how it starts from a checkpoint, and how one
-//! that has read everything forgets what such a one does not know (section 6).
+//! A reader need not start at the beginning: `start` is how it starts from a checkpoint, and how
+//! one that has read everything forgets what such a one does not know (section 6).
 
 mod start;
 mod term;

@@ -8,7 +8,8 @@
 //! becomes stable meanwhile and the transfer begins anew with its manifest. Every source works on a
 //! part of its own; when none is left for one, it races the slowest other for its part.
 //!
-//! What is held is bounded by the manifest, which `f + 1` claims vouch for, and one part per source.
+//! What is held is bounded by the manifest, which `f + 1` claims vouch for, and one part per
+//! source.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -156,8 +157,8 @@ impl Fetch {
         self.resting.clear();
     }
 
-    /// Asks whoever is to be asked. To be called when [`Self::next_deadline`] comes, and after every
-    /// [`Self::on_message`].
+    /// Asks whoever is to be asked. To be called when [`Self::next_deadline`] comes, and after
+    /// every [`Self::on_message`].
     pub fn poll(&mut self, now: Micros, out: &mut Vec<(ServerId, ToGuest)>) {
         self.rest_the_silent(now);
         if self.turns.iter().all(|server| self.liars.contains(server)) {

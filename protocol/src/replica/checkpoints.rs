@@ -1,10 +1,10 @@
-//! Checkpoints (section 6): when a snapshot is taken, when it is claimed, and what a stable one lets
-//! go.
+//! Checkpoints (section 6): when a snapshot is taken, when it is claimed, and what a stable one
+//! lets go.
 //!
-//! A snapshot holds what was delivered up to exactly one batch, so its content is captured when that
-//! batch is the last that was taken: whenever a checkpoint is due there, in any term. What readers
-//! start from is added later, when the term's own votes commit the batch, out of the positions that
-//! the reader remembers. Several terms may begin at one batch; they share its content.
+//! A snapshot holds what was delivered up to exactly one batch, so its content is captured when
+//! that batch is the last that was taken: whenever a checkpoint is due there, in any term. What
+//! readers start from is added later, when the term's own votes commit the batch, out of the
+//! positions that the reader remembers. Several terms may begin at one batch; they share its content.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

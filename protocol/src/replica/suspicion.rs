@@ -99,8 +99,8 @@ impl Suspicion {
         }
     }
 
-    /// R7: whether the window is full. It is no sequencer's fault that checkpoints lag, and no other
-    /// would be allowed more.
+    /// R7: whether the window is full. It is no sequencer's fault that checkpoints lag, and no
+    /// other would be allowed more.
     pub(super) fn on_window(&mut self, now: Micros, full: bool) {
         if self.window_full && !full {
             self.window_opened = now;
