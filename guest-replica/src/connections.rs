@@ -12,7 +12,7 @@ use std::mem::take;
 use std::net::TcpStream;
 
 use nix::sys::epoll::EpollFlags;
-use protocol::messages::{self, OrderMessage, ToClient, ToGuest, ToServer};
+use protocol::messages::{self, ToClient, ToGuest, ToServer};
 use shared_registers::channel::{Channel, Event};
 use shared_registers::crypto::{ClusterId, MacKey};
 use shared_registers::ids::{ClientId, Micros, ServerId};
@@ -68,8 +68,8 @@ impl Keys {
 pub(crate) enum Message {
     /// From a client, and its own.
     Client(ClientId, ToServer),
-    /// From another guest; the order is whose it says, or not.
-    Forward(ServerId, OrderMessage),
+    /// From another guest; an order is whose it says, or not.
+    Guest(ServerId, ToGuest),
     /// From a client or the operator.
     Status,
 }
@@ -94,12 +94,14 @@ impl Identity {
                 }
             }
             Party::Guest(server) => {
-                // Nobody here asks for state yet, nor answers who does.
-                let ToGuest::Forward(order) = messages::decode_to_guest(bytes, self.n).ok()? else {
-                    return None;
+                let message = messages::decode_to_guest(bytes, self.n).ok()?;
+                let may = match &message {
+                    ToGuest::Forward(order) => order.id.client.index() < self.keys.replies.len(),
+                    ToGuest::Fetch { .. } => true,
+                    // Answers come on connections that this guest dials, where it asks.
+                    ToGuest::Piece { .. } | ToGuest::Gone { .. } => false,
                 };
-                let known = order.id.client.index() < self.keys.replies.len();
-                known.then_some(Message::Forward(server, order))
+                may.then_some(Message::Guest(server, message))
             }
             Party::Operator => match messages::decode(bytes).ok()? {
                 ToServer::Status => Some(Message::Status),
@@ -321,6 +323,12 @@ impl Connections {
         self.table.get_mut(&token)?.inbox.pop_front()
     }
 
+    /// Whether the next message of a connection asks for a piece of a snapshot.
+    pub(crate) fn next_is_fetch(&self, token: Token) -> bool {
+        let next = self.table.get(&token).and_then(|connection| connection.inbox.front());
+        matches!(next, Some(Message::Guest(_, ToGuest::Fetch { .. })))
+    }
+
     /// Enough of this connection for now.
     pub(crate) fn served(&mut self, token: Token) {
         match self.table.get(&token) {
@@ -358,6 +366,15 @@ impl Connections {
     /// Queues a message. Returns its bytes, or `None` if there is no such connection or no room in
     /// it.
     pub(crate) fn send(&mut self, token: Token, message: &ToClient) -> Option<u64> {
+        self.send_with(token, |out| messages::encode_into(message, out))
+    }
+
+    /// As [`Self::send`], on a connection of another guest.
+    pub(crate) fn send_to_guest(&mut self, token: Token, message: &ToGuest) -> Option<u64> {
+        self.send_with(token, |out| messages::encode_into(message, out))
+    }
+
+    fn send_with(&mut self, token: Token, encode: impl FnOnce(&mut Vec<u8>)) -> Option<u64> {
         let connection = self.table.get_mut(&token)?;
         if connection.over || !connection.link.has_room() {
             return None;
@@ -365,7 +382,7 @@ impl Connections {
         let mut bytes = 0;
         let write = |out: &mut Vec<u8>| {
             let before = out.len();
-            messages::encode_into(message, out);
+            encode(out);
             bytes = (out.len() - before) as u64;
         };
         if !connection.link.send(write) {

@@ -25,6 +25,22 @@ counters! {
     orders_received,
     /// Orders that came from other guests.
     forwards_received,
+    /// Orders, and requests for replies, that came while this guest was not at work.
+    not_at_work,
+    /// Times that records to be read were reclaimed.
+    times_behind,
+    /// Times that this guest went on from a snapshot.
+    snapshots_restored,
+    /// Bytes of snapshots that were fetched.
+    snapshot_bytes_fetched,
+    /// Answers of other guests that were not what was asked for.
+    snapshot_lies,
+    /// Pieces of snapshots sent to other guests.
+    pieces_sent,
+    /// Their bytes.
+    piece_bytes_sent,
+    /// Pieces that were asked for on a connection without room.
+    pieces_dropped,
     /// Orders handed to a link to another guest.
     forwards_sent,
     /// Orders that waited too long for another guest.

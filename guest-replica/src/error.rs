@@ -67,14 +67,14 @@ pub enum GuestError {
         /// What is wrong with it.
         source: LayoutError,
     },
-    /// The host has reclaimed records that this guest has not read (section 6).
+    /// The snapshot that `f + 1` servers vouch for is none that this server can start from.
     #[error(
-        "the records of server {writer} that this guest has to read are reclaimed; starting from a \
-         snapshot is not built yet: make a new cluster with a larger ring_bytes in cluster.toml"
+        "the cluster's stable snapshot does not fit {path} or the application; every server must \
+         run the same cluster.toml and the same application"
     )]
-    Reclaimed {
-        /// Whose stream.
-        writer: ServerId,
+    Snapshot {
+        /// `cluster.toml`.
+        path: PathBuf,
     },
     /// The read file holds what no host agent writes.
     #[error(

@@ -100,7 +100,7 @@ mod tests {
     fn frames_wait_in_order_and_the_first_one_given_up_is_named() {
         let limits = RegisterLimits {
             max_payload_bytes: 64,
-            ring_bytes: 1 << 22,
+            ring_bytes: 1 << 26,
             write_ring_bytes: 1 << 22,
         };
         let geometry = Geometry { n: 3, server: ServerId(0), cluster: ClusterId([1; 32]), limits };

@@ -4,30 +4,35 @@
 //! out what it wants: frames for the host first, and the doorbell, since other servers wait for
 //! them; then answers, forwards and deliveries. Before it sleeps, the guest says so in its bell
 //! word and looks once more, so that no ring is missed.
+//!
+//! A guest is not always at work: see [`Core`].
+
+mod answers;
+mod reading;
+mod report;
 
 use std::io::ErrorKind;
 use std::mem::take;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
-use protocol::application::Application;
-use protocol::messages::{Status, ToClient, ToServer};
-use protocol::replica::{Input, Lookup, Output, Replica};
-use shared_registers::guest_side::{HostHint, Next};
-use shared_registers::ids::{ClientId, Micros, OrderNumber, ServerId};
+use protocol::messages::ToClient;
+use protocol::replica::{Config, Input, Output, Replica};
+use shared_registers::guest_side::HostHint;
+use shared_registers::ids::Micros;
 
-use crate::connections::{Bounds, Connections, Message};
-use crate::counters::{Counters, list_host};
+use crate::Factory;
+use crate::catch_up::CatchUp;
+use crate::connections::{Bounds, Connections};
+use crate::counters::Counters;
 use crate::error::GuestError;
-use crate::forwarding::Forwarding;
-use crate::limits::{
-    ACCEPT_PAUSE, ACCEPTS_PER_TURN, HINTS_EVERY, MESSAGES_PER_TURN, OUTPUTS_HELD, RECORDS_PER_PASS,
-    RECORDS_PER_TURN, WAIT_LOG_EVERY, WAIT_STEP,
-};
+use crate::limits::{ACCEPT_PAUSE, ACCEPTS_PER_TURN, HINTS_EVERY, WAIT_LOG_EVERY, WAIT_STEP};
 use crate::net::{BELL, FIRST_CONNECTION, LISTENER, Poll, STOP, Token, token_peer};
+use crate::peers::Peers;
 use crate::registers::{Places, Registers};
 use crate::setup::Setup;
 use crate::subscriptions::Subscriptions;
@@ -44,7 +49,7 @@ impl Clock {
 /// Runs a guest until `stop` can be read.
 pub(crate) fn run(
     setup: Setup,
-    application: Box<dyn Application>,
+    mut application: Factory,
     stop: impl AsFd,
 ) -> Result<(), GuestError> {
     let listener = setup.listen()?;
@@ -60,11 +65,14 @@ pub(crate) fn run(
     let guest = Guest {
         n: setup.cluster.n(),
         clock,
-        replica: Replica::new(setup.config(), application),
+        core: Core::reading(Replica::new(setup.config(), application())),
+        config: setup.config(),
+        application,
+        cluster_toml: setup.paths.cluster_toml(),
         registers,
         connections: Connections::new(setup.identity(), Bounds::default()),
         subscriptions: Subscriptions::default(),
-        forwarding: setup.forwarding(),
+        peers: setup.peers(),
         counters,
         listener,
         accept_after: None,
@@ -122,16 +130,64 @@ fn wait_for_host(
     }
 }
 
-/// A guest at work.
+/// How far a guest is (P6).
+enum Core {
+    /// It has a replica, which acts once it has read all that was exposed: its own stream tells it
+    /// what it did before.
+    Replica { replica: Box<Replica>, at_work: bool },
+    /// Records that it needs are reclaimed, and it has no replica until it has a snapshot.
+    CatchingUp(Box<CatchUp>),
+}
+
+impl Core {
+    fn reading(replica: Replica) -> Core {
+        Core::Replica { replica: Box::new(replica), at_work: false }
+    }
+
+    fn replica(&self) -> Option<&Replica> {
+        match self {
+            Core::Replica { replica, .. } => Some(replica),
+            Core::CatchingUp(_) => None,
+        }
+    }
+
+    fn replica_mut(&mut self) -> Option<&mut Replica> {
+        match self {
+            Core::Replica { replica, .. } => Some(replica),
+            Core::CatchingUp(_) => None,
+        }
+    }
+
+    /// The replica, if it may act.
+    fn at_work(&mut self) -> Option<&mut Replica> {
+        match self {
+            Core::Replica { replica, at_work: true } => Some(replica),
+            Core::Replica { .. } | Core::CatchingUp(_) => None,
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Micros> {
+        match self {
+            Core::Replica { replica, .. } => replica.next_deadline(),
+            Core::CatchingUp(catch_up) => catch_up.next_deadline(),
+        }
+    }
+}
+
+/// A guest, at work or on its way there.
 struct Guest {
     n: usize,
     clock: Clock,
     poll: Poll,
-    replica: Replica,
+    core: Core,
+    config: Config,
+    application: Factory,
+    /// Where the configuration is from.
+    cluster_toml: PathBuf,
     registers: Registers,
     connections: Connections,
     subscriptions: Subscriptions,
-    forwarding: Forwarding,
+    peers: Peers,
     counters: Counters,
     listener: TcpListener,
     /// Nothing is accepted before this; the listener is not watched meanwhile.
@@ -146,7 +202,6 @@ struct Guest {
 
 impl Guest {
     fn run(mut self) -> Result<(), GuestError> {
-        self.replay()?;
         let mut ready = Vec::new();
         loop {
             let more = self.turn(&ready)?;
@@ -161,19 +216,6 @@ impl Guest {
         }
     }
 
-    /// Reads all that is exposed before the core may act: its own stream tells it what it did
-    /// before (P6).
-    fn replay(&mut self) -> Result<(), GuestError> {
-        while self.read_records()? {
-            self.carry_out();
-        }
-        self.carry_out();
-        // Nobody was there to be answered; these are not replies that somebody missed.
-        self.counters.dropped_replies = 0;
-        tracing::info!(delivered = %self.replica.last_delivered(), "read the registers");
-        Ok(())
-    }
-
     /// Says that this guest is about to sleep, looks once more, and returns for how long it may.
     fn doze(&mut self) -> Micros {
         self.registers.files.doze();
@@ -182,9 +224,9 @@ impl Guest {
         }
         let now = self.clock.now();
         let deadlines = [
-            self.replica.next_deadline(),
+            self.core.next_deadline(),
             self.connections.next_deadline(),
-            self.forwarding.next_deadline(),
+            self.peers.next_deadline(),
             self.registers.next_deadline(),
             self.accept_after,
             Some(self.hints_at),
@@ -210,22 +252,23 @@ impl Guest {
                 }
                 other => {
                     if let Some(peer) = token_peer(other) {
-                        self.forwarding.on_event(peer, now);
+                        self.peers.on_event(peer, now);
                     }
                 }
             }
         }
         self.tend(now)?;
         self.serve();
-        let unread = self.read_records()?;
+        let unread = match self.core {
+            Core::CatchingUp(_) => self.catch_up()?,
+            Core::Replica { .. } => self.read_records()?,
+        };
+        if !unread {
+            self.begin_work();
+        }
         self.act(rung);
         self.carry_out();
-        let more = self.subscriptions.pump(
-            self.replica.last_delivered(),
-            |order| self.replica.delivery(order, false),
-            &mut self.connections,
-            &mut self.counters,
-        );
+        let more = self.deliver();
         self.connections.flush(&self.poll);
         Ok(unread || more || self.connections.has_ready())
     }
@@ -271,192 +314,26 @@ impl Guest {
         Ok(())
     }
 
-    /// Handles what connections have sent: of each as much as is fair.
-    fn serve(&mut self) {
-        for token in self.connections.take_ready() {
-            for _ in 0..MESSAGES_PER_TURN {
-                let Some(message) = self.connections.next_message(token) else { break };
-                self.handle(token, message);
-            }
-            self.connections.served(token);
-        }
-    }
-
-    fn handle(&mut self, token: Token, message: Message) {
-        match message {
-            Message::Status => self.answer_status(token),
-            Message::Forward(from, order) => {
-                self.counters.forwards_received += 1;
-                self.step(Input::Forward(from, order));
-            }
-            Message::Client(client, ToServer::Subscribe { from, messages, bytes }) => {
-                tracing::debug!(%client, %from, messages, bytes, "a subscriber");
-                self.subscriptions.subscribe(token, from, messages, bytes);
-            }
-            Message::Client(_, ToServer::Credit { messages, bytes }) => {
-                self.subscriptions.give_credit(token, messages, bytes);
-            }
-            Message::Client(_, ToServer::FetchDelivery { order }) => self.fetch(token, order),
-            Message::Client(client, message @ ToServer::FetchReply { .. }) => {
-                self.connections.route(client, token);
-                // Whoever does not read its answers is not given more of them to hold.
-                if !self.connections.has_room(token) {
-                    self.counters.dropped_replies += 1;
-                    return;
-                }
-                self.step(Input::Client(client, message));
-            }
-            Message::Client(client, message @ ToServer::Order(_)) => {
-                self.connections.route(client, token);
-                self.counters.orders_received += 1;
-                self.step(Input::Client(client, message));
-            }
-            // The connection has made its question a Message::Status.
-            Message::Client(_, ToServer::Status) => {}
-        }
-    }
-
-    /// Gives the core one message, and passes its answers on at once: thus how much they may take
-    /// is bounded by the room in their connection.
-    fn step(&mut self, input: Input<'_>) {
-        let before = self.out.len();
-        self.replica.step(self.clock.now(), input, &mut self.out);
-        if self.out.len() > before {
-            self.pass_answers(before);
-        }
-    }
-
-    fn pass_answers(&mut self, from: usize) {
-        for output in self.out.split_off(from) {
-            match output {
-                Output::ToClient(client, answer) => self.answer(client, &answer),
-                other => self.out.push(other),
-            }
-        }
-    }
-
-    fn answer(&mut self, client: ClientId, answer: &ToClient) {
-        if self.connections.route_of(client, 0).is_none() {
-            self.counters.dropped_replies += 1;
-            return;
-        }
-        for index in 0.. {
-            let Some(token) = self.connections.route_of(client, index) else { break };
-            self.send(token, answer);
-        }
-    }
-
-    /// Returns whether it was sent.
-    fn send(&mut self, token: Token, message: &ToClient) -> bool {
-        let sent = self.connections.send(token, message);
-        match sent {
-            Some(bytes) => {
-                self.counters.replies_sent += 1;
-                self.counters.reply_bytes_sent += bytes;
-            }
-            None => self.counters.dropped_replies += 1,
-        }
-        sent.is_some()
-    }
-
-    fn fetch(&mut self, token: Token, order: OrderNumber) {
-        if !self.connections.has_room(token) {
-            self.counters.dropped_replies += 1;
-            return;
-        }
-        match self.replica.delivery(order, true) {
-            Lookup::Found(delivery) => {
-                if self.send(token, &delivery) {
-                    self.subscriptions.on_fetched(token, &delivery);
-                }
-            }
-            Lookup::TooOld { first } => {
-                self.send(token, &ToClient::TooOld { from: order, first });
-            }
-            Lookup::Future => {}
-        }
-    }
-
-    fn answer_status(&mut self, token: Token) {
-        let made = self.status.take();
-        let answer = made.unwrap_or_else(|| ToClient::Status(Box::new(self.make_status())));
-        match self.connections.send(token, &answer) {
-            Some(_) => self.counters.status_sent += 1,
-            None => self.counters.dropped_replies += 1,
-        }
-        self.status = Some(answer);
-    }
-
-    fn make_status(&self) -> Status {
-        let mut status = self.replica.status();
-        status.host_up = self.registers.has_bell();
-        let files = &self.registers.files;
-        self.counters.list(&mut status.counters);
-        status.counters.push(("connections".to_owned(), self.connections.len() as u64));
-        list_host(&files.counters(), files.stream_full(), &mut status.counters);
-        status
-    }
-
-    /// Gives the core the records that are exposed, each after those that it refers to (V0).
-    /// Returns whether there may be more.
-    fn read_records(&mut self) -> Result<bool, GuestError> {
-        let mut count = 0;
-        while count < RECORDS_PER_TURN {
-            let before = count;
-            for writer in ServerId::all(self.n) {
-                for _ in 0..RECORDS_PER_PASS {
-                    if !self.read_record(writer)? {
-                        break;
-                    }
-                    count += 1;
-                }
-            }
-            if count == before {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    fn read_record(&mut self, writer: ServerId) -> Result<bool, GuestError> {
-        match self.registers.files.next(writer) {
-            Next::Nothing => return Ok(false),
-            Next::Reclaimed => return Err(GuestError::Reclaimed { writer }),
-            Next::Damaged => {
-                let path = self.registers.read_path().to_owned();
-                return Err(GuestError::Damaged { path, writer });
-            }
-            Next::Record(record) => {
-                // V0
-                if !self.replica.can_read(&record.stamp) {
-                    return Ok(false);
-                }
-                self.replica.step(self.clock.now(), Input::Record(record), &mut self.out);
-            }
-        }
-        self.registers.files.advance(writer);
-        if self.out.len() >= OUTPUTS_HELD {
-            self.carry_out();
-        }
-        Ok(true)
-    }
-
     /// Tells the core what was dropped and what the hints are, and lets it act.
     fn act(&mut self, rung: bool) {
         let now = self.clock.now();
+        let look = rung || now >= self.hints_at;
+        if look {
+            self.hints_at = now.plus(HINTS_EVERY);
+            self.registers.check_full();
+        }
+        let Some(replica) = self.core.at_work() else { return };
         if let Some(notice) = self.registers.drop_notice() {
             // Frames that follow a dropped one are void (R1): the core writes them anew.
             self.out.retain(|output| !matches!(output, Output::Write { .. }));
-            self.replica.step(now, Input::Dropped(notice), &mut self.out);
+            replica.step(now, Input::Dropped(notice), &mut self.out);
         }
-        if rung || now >= self.hints_at {
-            self.hints_at = now.plus(HINTS_EVERY);
+        if look {
             self.hints.clear();
             self.hints.extend(self.registers.files.hints());
-            self.replica.step(now, Input::Hints(&self.hints), &mut self.out);
-            self.registers.check_full();
+            replica.step(now, Input::Hints(&self.hints), &mut self.out);
         }
-        self.replica.step(now, Input::Idle, &mut self.out);
+        replica.step(now, Input::Idle, &mut self.out);
     }
 
     /// Carries out what the core wants: frames and the bell before all else, since every other
@@ -476,13 +353,13 @@ impl Guest {
         for output in take(&mut rest) {
             match output {
                 Output::Forward(to, order) => {
-                    self.forwarding.enqueue(to, order, &mut self.counters);
+                    self.peers.forward(to, order, &mut self.counters);
                 }
                 Output::ToClient(client, answer) => self.answer(client, &answer),
                 Output::Write { .. } => {}
             }
         }
-        self.forwarding.tend(now, &self.poll, &mut self.counters);
+        self.peers.tend(now, &self.poll, &mut self.counters);
     }
 }
 

@@ -12,7 +12,8 @@
 //!   guests   --forwards->                 +-->  the core  <-+
 //!   clients   <-replies--                 +--            --+-->  frames, then the doorbell
 //!   listeners <-deliveries- subscriptions |
-//!   guests    <-forwards-  forwarding   --+
+//!   guests   <-forwards--  peers        --+
+//!   guests   --snapshot--> peers ------------>  catch_up  -----  claims; streams behind its cut
 //! ```
 //!
 //! The payload network is hostile, and other guests and clients may be: whatever comes from there
@@ -21,13 +22,14 @@
 //!
 //! | module | one job |
 //! |---|---|
-//! | `guest` | the loop |
+//! | `guest` | the loop: answers, records, status |
+//! | `catch_up` | the way back when records are reclaimed |
 //! | `setup` | cluster, keys, address |
 //! | `registers` | the mapped files and the doorbell, through restarts of the host agent |
 //! | `frames` | frames that wait for room in the write file |
 //! | `connections` | who connects, bounds, inboxes, where answers go |
 //! | `subscriptions` | cursors of those who listen |
-//! | `forwarding` | orders for other guests |
+//! | `peers` | links to other guests: orders for them, and questions |
 //! | `net` | sockets and epoll |
 //! | `counters` | what is counted, and its names |
 //! | [`limits`] | every bound |
@@ -41,14 +43,15 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use protocol::application::{self, Application};
 
+mod catch_up;
 mod connections;
 mod counters;
 mod error;
-mod forwarding;
 mod frames;
 mod guest;
 pub mod limits;
 mod net;
+mod peers;
 mod registers;
 mod setup;
 mod subscriptions;
@@ -66,31 +69,45 @@ pub struct Options {
     pub id: u16,
 }
 
+/// Makes the application as it is before the first message: at the start, and whenever the guest
+/// starts over from a snapshot.
+type Factory = Box<dyn FnMut() -> Box<dyn Application>>;
+
 /// Runs a guest with the application that `cluster.toml` names, until SIGTERM or SIGINT. Blocks
 /// both signals in the calling thread; other threads must not take them.
 pub fn run(options: Options) -> Result<(), GuestError> {
     let setup = Setup::load(&options.dir, options.id)?;
-    let name = &setup.cluster.application;
-    let application = application::by_name(name).ok_or_else(|| GuestError::Application {
-        name: name.clone(),
-        path: setup.paths.cluster_toml(),
-    })?;
-    guest::run(setup, application, signals()?)
+    let name = setup.cluster.application.clone();
+    let path = setup.paths.cluster_toml();
+    if application::by_name(&name).is_none() {
+        return Err(GuestError::Application { name, path });
+    }
+    let make = move || application::by_name(&name).expect("a name that was known at the start");
+    guest::run(setup, Box::new(make), signals()?)
 }
 
 /// As [`run`], with an application of the caller's own; the name in `cluster.toml` means nothing.
-pub fn run_with(options: Options, application: Box<dyn Application>) -> Result<(), GuestError> {
-    guest::run(Setup::load(&options.dir, options.id)?, application, signals()?)
+/// A guest that finds the records it needs reclaimed starts over from a snapshot of the others'
+/// (section 6), so this is how to make one that has executed nothing: `Log::default`, or a closure.
+pub fn run_with<A: Application + 'static>(
+    options: Options,
+    application: impl FnMut() -> A + 'static,
+) -> Result<(), GuestError> {
+    guest::run(Setup::load(&options.dir, options.id)?, boxed(application), signals()?)
 }
 
 /// As [`run_with`], until `stop` can be read (one end of a pipe or socket whose other end is closed
 /// can be); leaves signals alone. For guests that share a process with others.
-pub fn run_until(
+pub fn run_until<A: Application + 'static>(
     options: Options,
-    application: Box<dyn Application>,
+    application: impl FnMut() -> A + 'static,
     stop: impl AsFd,
 ) -> Result<(), GuestError> {
-    guest::run(Setup::load(&options.dir, options.id)?, application, stop)
+    guest::run(Setup::load(&options.dir, options.id)?, boxed(application), stop)
+}
+
+fn boxed<A: Application + 'static>(mut make: impl FnMut() -> A + 'static) -> Factory {
+    Box::new(move || Box::new(make()))
 }
 
 /// A descriptor that can be read when the process is to end.

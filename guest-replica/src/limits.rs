@@ -49,6 +49,15 @@ pub const FRAME_BYTES_QUEUED: usize = 64 << 20;
 pub const FORWARDS_QUEUED: usize = 1024;
 /// Bytes of such orders, give or take one order.
 pub const FORWARD_BYTES_QUEUED: usize = 8 << 20;
+/// Questions that wait for a link to one other guest. The oldest goes first.
+pub const QUESTIONS_QUEUED: usize = 64;
+/// Pieces of snapshots that others are sent per turn, of 8 KiB: the work of a guest comes first.
+pub const PIECES_PER_TURN: usize = 64;
+/// A guest that is asked for a piece of a snapshot and sends nothing for so long is left alone for
+/// as long.
+pub const SOURCE_SILENCE: Micros = Micros::from_ms(1_000);
+/// How far a transfer is, is said this often.
+pub const TRANSFER_LOG_EVERY: Micros = Micros::from_ms(1_000);
 /// The first pause before another guest is dialed again.
 pub const REDIAL_MIN: Micros = Micros::from_ms(50);
 /// The pause doubles up to this.

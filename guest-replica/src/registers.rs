@@ -94,7 +94,6 @@ impl Registers {
         geometry.check_write(&write).map_err(layout(&places.write))?;
         let files = GuestRegisters::attach(geometry, header.clone(), write)
             .map_err(layout(&places.read))?;
-        files.populate();
         Ok(Some(Registers {
             files,
             header,
@@ -216,15 +215,21 @@ impl Registers {
         Some(DropNotice { drops: self.drops, seq, reason: None, orders: Vec::new() })
     }
 
-    /// Says so, once, when the own stream's ring is full.
+    /// Forgets the frames that wait: their replica is gone.
+    pub(crate) fn forget_frames(&mut self) {
+        self.frames.clear();
+    }
+
+    /// Says so when the own stream's ring has become full (R7).
     pub(crate) fn check_full(&mut self) {
-        if self.files.stream_full() && !self.said_full {
-            self.said_full = true;
+        let full = self.files.stream_full();
+        if full && !self.said_full {
             tracing::warn!(
                 "the ring of this server's stream is full: its host takes nothing more until a \
-                 checkpoint is stable"
+                 checkpoint is stable, for which f + 1 guests have to be at work"
             );
         }
+        self.said_full = full;
     }
 }
 

@@ -12,8 +12,8 @@ use shared_registers::ids::{Micros, ServerId};
 
 use crate::connections::{Identity, Keys};
 use crate::error::GuestError;
-use crate::forwarding::Forwarding;
 use crate::limits::MAX_CONNECTIONS;
+use crate::peers::Peers;
 
 /// A guest's place in its cluster.
 pub(crate) struct Setup {
@@ -89,11 +89,11 @@ impl Setup {
     }
 
     /// The links to other guests, none of them dialed yet.
-    pub(crate) fn forwarding(&self) -> Forwarding {
+    pub(crate) fn peers(&self) -> Peers {
         let addresses = self.cluster.servers.iter().map(|server| server.payload);
         let peers = addresses.zip(self.forwards()).map(|(a, key)| Some((a, key?))).collect();
         let max_frame = max_frame_bytes(self.cluster.limits.max_payload_bytes);
-        Forwarding::new((self.me, self.cluster.id(), max_frame), peers)
+        Peers::new((self.me, self.cluster.id(), max_frame), peers)
     }
 
     fn forwards(&self) -> Vec<Option<MacKey>> {

@@ -228,6 +228,11 @@ impl History {
         (self.next.0 - self.first.0) as usize
     }
 
+    /// Bytes of their payloads.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
         self.first == self.next

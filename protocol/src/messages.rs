@@ -307,8 +307,66 @@ pub struct Status {
     /// Chain value after the last delivered batch.
     #[serde(with = "digest")]
     pub chain: Digest,
+    /// The last stable checkpoint that it knows of (section 6).
+    pub stable: Option<StableAt>,
+    /// What the orders proposed since then weigh, and what they may weigh at most (R7).
+    pub window: (u64, u64),
+    /// Per server, how many bytes of its stream's ring are in use, and how many there are.
+    pub rings: Vec<(u64, u64)>,
+    /// Bytes that it holds.
+    pub held: Held,
+    /// Set while it is not at work: it only reads, or fetches a snapshot (P6).
+    pub catching_up: Option<CatchingUp>,
     /// Name and value of every counter, the guest's and its host's.
     pub counters: Vec<(String, u64)>,
+}
+
+/// A stable checkpoint, in a [`Status`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StableAt {
+    /// Its term.
+    pub term: Term,
+    /// Its batch.
+    pub batch: u64,
+    /// The last order number that its snapshot covers; `None` if this server holds none of it.
+    pub order: Option<OrderNumber>,
+}
+
+/// What a server holds in memory, in bytes. The parts of a snapshot that are still in use are
+/// counted in both places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Held {
+    /// Payloads of the messages kept for listeners.
+    pub history: u64,
+    /// The snapshot that others can start from.
+    pub snapshot: u64,
+    /// Payloads of the orders that wait.
+    pub orders: u64,
+}
+
+/// How far a server is that is not at work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CatchingUp {
+    /// What it does.
+    pub stage: Stage,
+    /// Parts of the snapshot that are there, and all of them.
+    pub parts: (u64, u64),
+    /// Their bytes.
+    pub bytes: (u64, u64),
+    /// Who sent a piece of it last.
+    pub from: Option<ServerId>,
+}
+
+/// What a server does that is not at work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Stage {
+    /// It reads the records that its host has, before it acts.
+    #[default]
+    Reading,
+    /// Records are missing: it looks for the checkpoint that is stable.
+    Looking,
+    /// It fetches that checkpoint's snapshot.
+    Fetching,
 }
 
 mod digest {

@@ -2,8 +2,8 @@
 //! whoever has read everything concludes. For tests and simulators: give it whole streams.
 //!
 //! A [`FullReading`] reads all records with the claims taken out, so that it never prunes, and
-//! keeps every snapshot that could be claimed on the way. [`FullReading::compare`] then starts from one
-//! of them, or from nothing, reads what lies after its cut in another order, and compares: the
+//! keeps every snapshot that could be claimed on the way. [`FullReading::compare`] then starts from
+//! one of them, or from nothing, reads what lies after its cut in another order, and compares: the
 //! verdict on every record, what is committed and delivered, what every term is, where a next one
 //! would begin, and every later checkpoint's digest.
 

@@ -229,6 +229,12 @@ impl Pool {
         self.holding.iter().copied()
     }
 
+    /// Bytes of the payloads of all copies.
+    pub fn bytes(&self) -> usize {
+        let all = self.direct.iter().chain(&self.forwarded);
+        all.map(|copies| copies.bytes).sum()
+    }
+
     /// How much the source that holds most has, of clients and of servers: copies and their bytes.
     pub fn largest(&self) -> [(usize, usize); 2] {
         [&self.direct, &self.forwarded].map(|sources| {

@@ -343,6 +343,11 @@ impl Replica {
             committed: self.reader.committed().0,
             delivered: self.ledger.delivered(),
             chain,
+            stable: self.stable_at(),
+            window: self.window(),
+            rings: Vec::new(),
+            held: self.held(),
+            catching_up: None,
             counters: counters.map(|(name, value)| (name.to_owned(), value)).into(),
         }
     }

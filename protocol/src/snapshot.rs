@@ -245,6 +245,7 @@ impl Manifest {
 #[derive(Debug)]
 pub struct Snapshot {
     checkpoint: Checkpoint,
+    delivered: OrderNumber,
     manifest: Bytes,
     parts: Vec<Arc<Part>>,
     /// Places of `parts` by digest, made when the first is asked for.
@@ -259,7 +260,8 @@ impl Snapshot {
         let (term, batch) = (start.term, start.batch.0);
         let checkpoint = Checkpoint { term, batch, digest, cut: start.cut() };
         let parts = content.parts.clone();
-        Snapshot { checkpoint, manifest: manifest.into(), parts, by_digest: OnceLock::new() }
+        let (delivered, by_digest) = (content.delivered, OnceLock::new());
+        Snapshot { checkpoint, delivered, manifest: manifest.into(), parts, by_digest }
     }
 
     /// A snapshot that came in pieces: its manifest, which must be the one that `checkpoint` names,
@@ -269,16 +271,21 @@ impl Snapshot {
         manifest: Bytes,
         parts: Vec<Arc<Part>>,
     ) -> Result<Snapshot, Malformed> {
-        let named = Manifest::decode(&manifest, &checkpoint)?.parts;
+        let Manifest { parts: named, delivered, .. } = Manifest::decode(&manifest, &checkpoint)?;
         if !named.iter().copied().eq(parts.iter().map(|part| part.entry())) {
             return Err(Malformed);
         }
-        Ok(Snapshot { checkpoint, manifest, parts, by_digest: OnceLock::new() })
+        Ok(Snapshot { checkpoint, delivered, manifest, parts, by_digest: OnceLock::new() })
     }
 
     /// Its checkpoint.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// The last order number that it covers.
+    pub fn delivered(&self) -> OrderNumber {
+        self.delivered
     }
 
     /// Its manifest, encoded.

@@ -139,6 +139,12 @@ impl Fetch {
         &self.wanted
     }
 
+    /// Takes parts that are at hand: those that the manifest names are not fetched. To be called
+    /// before anything came.
+    pub fn know(&mut self, parts: impl IntoIterator<Item = Arc<Part>>) {
+        self.held.extend(parts.into_iter().map(|part| (part.entry().digest, part)));
+    }
+
     /// A newer checkpoint is stable: begins anew with it, with the parts that are there.
     pub fn restart(&mut self, wanted: Checkpoint) {
         if wanted == self.wanted {
@@ -227,6 +233,13 @@ impl Fetch {
         }
         let downloads = self.downloads.values().map(|download| download.deadline);
         downloads.chain(self.resting.values().copied()).min()
+    }
+
+    /// The link to a source is gone, and with it what it was still to send.
+    pub fn on_lost(&mut self, now: Micros, source: ServerId) {
+        if self.downloads.remove(&source).is_some() {
+            self.resting.insert(source, now.plus(self.config.silence));
+        }
     }
 
     /// Another guest's answer. What was not asked for is ignored.
@@ -318,6 +331,11 @@ impl Fetch {
         let parts = manifest.parts.iter().map(|entry| self.held.get(&entry.digest).cloned());
         let parts = parts.collect::<Option<Vec<_>>>()?;
         Snapshot::assemble(self.wanted.clone(), bytes.clone(), parts).ok()
+    }
+
+    /// Times that a source sent what was not what its digest says.
+    pub fn lies(&self) -> u64 {
+        self.lies
     }
 
     /// How far it is.

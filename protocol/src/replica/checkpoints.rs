@@ -3,8 +3,8 @@
 //!
 //! A snapshot holds what was delivered up to exactly one batch, so its content is captured when
 //! that batch is the last that was taken: whenever a checkpoint is due there, in any term. What
-//! readers start from is added later, when the term's own votes commit the batch, out of the positions
-//! that the reader remembers. Several terms may begin at one batch; they share its content.
+//! readers start from is added later, when the term's own votes commit the batch, out of the
+//! positions that the reader remembers. Several terms may begin at one batch; they share its content.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use crate::application::Application;
 use crate::history::History;
 use crate::ledger::Ledger;
 use crate::limits::{PENDING_SNAPSHOTS, WINDOW_CHECKPOINTS};
+use crate::messages::StableAt;
 use crate::reader::{CommittedBatch, Reader};
 use crate::snapshot::{Content, Kind, Manifest, Part, Snapshot};
 
@@ -231,6 +232,14 @@ impl Replica {
     /// The last stable checkpoint that was read.
     pub fn stable(&self) -> Option<&Checkpoint> {
         self.reader.stable()
+    }
+
+    /// The same, for status.
+    pub(super) fn stable_at(&self) -> Option<StableAt> {
+        let stable = self.reader.stable()?;
+        let own = self.checkpoints.stable.as_ref().filter(|own| own.checkpoint() == stable);
+        let order = own.map(|own| own.delivered());
+        Some(StableAt { term: stable.term, batch: stable.batch.0, order })
     }
 
     /// What the orders that its sequencer has proposed since the stable checkpoint weigh, and what

@@ -7,6 +7,7 @@ use crate::limits::{
     DIRECT_BYTES, DIRECT_ORDERS, FORWARDED_BYTES, FORWARDED_ORDERS, KEPT_REPLIES,
     OWN_FRAMES_IN_FLIGHT, PENDING_SNAPSHOTS,
 };
+use crate::messages::Held;
 
 /// A collection of a replica, and its bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,15 @@ pub struct Queue {
 }
 
 impl Replica {
+    /// Bytes that it holds, for status.
+    pub(super) fn held(&self) -> Held {
+        Held {
+            history: self.history.bytes() as u64,
+            snapshot: self.snapshot().map_or(0, |snapshot| snapshot.bytes()),
+            orders: self.pool.bytes() as u64,
+        }
+    }
+
     /// Its collections: whoever drives a replica can see that none grows past its bound.
     pub fn queues(&self) -> [Queue; 11] {
         let queue = |name, length, bound| Queue { name, length, bound };

@@ -7,11 +7,13 @@ use protocol::application::{Application, KeyValue};
 use protocol::oracle::{ClaimsAre, Difference, FullReading};
 use protocol::reader::Start;
 use protocol::replica::{Config, Input, Replica};
-use protocol::snapshot::{Content, Manifest, Snapshot};
+use protocol::snapshot::{Content, Manifest, Part, Snapshot};
 use shared_registers::crypto::{ClusterId, Digest};
 use shared_registers::ids::{Batch, ClientId, Micros, OrderId, Position, Seq, ServerId, Term};
 use shared_registers::order::{self, OrderView};
-use shared_registers::record::{Accept, Body, Change, Propose, Reason, Record, Stamp, Vote};
+use shared_registers::record::{
+    Accept, Body, Change, Checkpoint, Propose, Reason, Record, Stamp, Vote,
+};
 
 const CLUSTER: ClusterId = ClusterId([5; 32]);
 const CLIENTS: u32 = 3;
@@ -391,4 +393,44 @@ fn s6_each_part_of_a_start_is_needed() {
         true
     };
     assert!(is_told(with_another_opening), "the opening");
+}
+
+#[test]
+fn s6_no_altered_snapshot_makes_anything_panic() {
+    let streams = World::new(1, 3).run(120);
+    let mut random = Random(9);
+    let mut full =
+        FullReading::new(config(3), &application, &streams, &mut |among| random.below(among));
+    let (snapshot, _) = starts(&full).pop().expect("there are some");
+    full.compare(Some(&snapshot), ClaimsAre::LeftOut, &mut |_| 0).unwrap();
+    let (mut decoded, mut started) = (0, 0);
+    for _ in 0..5000 {
+        let mut bytes = snapshot.manifest().to_vec();
+        let at = random.below(bytes.len());
+        match random.below(3) {
+            0 => bytes[at] ^= 1 << random.below(8),
+            1 => bytes[at] = [0, 1, 255][random.below(3)],
+            _ => bytes.truncate(at),
+        }
+        // As if f + 1 had claimed it.
+        let digest = Manifest::digest(&bytes);
+        let checkpoint = Checkpoint { digest, ..snapshot.checkpoint().clone() };
+        decoded += usize::from(Manifest::decode(&bytes, &checkpoint).is_ok());
+        let parts = snapshot.parts().to_vec();
+        let Ok(altered) = Snapshot::assemble(checkpoint, bytes.into(), parts) else { continue };
+        started += usize::from(Replica::from_snapshot(config(3), application(), altered).is_ok());
+    }
+    assert!(decoded > 100 && started > 50, "{decoded}, {started}: nothing was tried");
+
+    for part in snapshot.parts() {
+        let whole = part.read_at(0, usize::MAX);
+        assert!(Part::verified(part.entry(), whole.clone().into(), &CLUSTER).is_ok());
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << random.below(8);
+            assert!(Part::verified(part.entry(), bytes.into(), &CLUSTER).is_err(), "byte {at}");
+            let short = whole[..at].to_vec().into();
+            assert!(Part::verified(part.entry(), short, &CLUSTER).is_err());
+        }
+    }
 }

@@ -1,12 +1,14 @@
-//! Handing orders on to other guests (P3): an order that came from its client goes to the
-//! sequencer.
+//! Links to other guests: orders go to the sequencer on them (P3), and a guest that catches up asks
+//! for a snapshot on them (section 6).
 //!
-//! This guest dials another one when it has something for it, and not before. All of it is best
-//! effort: a client resends what stays unanswered, so whatever does not fit is dropped, the oldest
-//! first, and counted.
+//! This guest dials another one when it has something for it, and not before, and what it asks is
+//! answered on the same connection; what others ask comes on connections that they dial. All of it
+//! is best effort: a client resends an order that stays unanswered, and a question is asked again,
+//! so whatever does not fit is dropped, the oldest first, and counted.
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem::take;
 use std::net::SocketAddr;
 
 use nix::sys::epoll::EpollFlags;
@@ -18,7 +20,8 @@ use shared_registers::link::{Link, Party};
 
 use crate::counters::Counters;
 use crate::limits::{
-    FORWARD_BYTES_QUEUED, FORWARDS_QUEUED, HANDSHAKE, READ_BYTES_PER_TURN, REDIAL_MAX, REDIAL_MIN,
+    FORWARD_BYTES_QUEUED, FORWARDS_QUEUED, HANDSHAKE, QUESTIONS_QUEUED, READ_BYTES_PER_TURN,
+    REDIAL_MAX, REDIAL_MIN,
 };
 use crate::net::{Poll, Socket, dial, nonce, peer_token};
 
@@ -28,30 +31,46 @@ struct Peer {
     key: MacKey,
     link: Option<Link<Socket>>,
     watched: EpollFlags,
-    /// Messages, encoded.
-    queue: VecDeque<Vec<u8>>,
-    queued_bytes: usize,
+    /// Orders, encoded.
+    orders: VecDeque<Vec<u8>>,
+    order_bytes: usize,
+    /// Questions, encoded. They go first.
+    questions: VecDeque<Vec<u8>>,
+    /// Answers that may come on this connection: one for each question that went out on it.
+    due_answers: usize,
     backoff: Micros,
     /// Not dialed before this; while a link is not established, its deadline.
     due: Micros,
 }
 
+/// What came of questions.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// An answer, of somebody who was asked something.
+    Answer(ServerId, ToGuest),
+    /// The link is gone, and with it all answers that were still to come.
+    Lost(ServerId),
+}
+
 /// The links to other guests.
-pub(crate) struct Forwarding {
+pub(crate) struct Peers {
     me: ServerId,
     cluster: ClusterId,
+    n: usize,
     max_frame: usize,
     /// By server; none for this one.
     peers: Vec<Option<Peer>>,
+    /// Since it was taken last: what one turn reads, at most [`READ_BYTES_PER_TURN`] of each peer.
+    news: Vec<News>,
     scratch: Vec<u8>,
 }
 
-impl Forwarding {
+impl Peers {
     /// `peers`: by server, its payload address and the key shared with it.
     pub(crate) fn new(
         (me, cluster, max_frame): (ServerId, ClusterId, usize),
         peers: Vec<Option<(SocketAddr, MacKey)>>,
-    ) -> Forwarding {
+    ) -> Peers {
         let peer = |(id, peer): (ServerId, Option<(SocketAddr, MacKey)>)| {
             let (address, key) = peer?;
             Some(Peer {
@@ -60,52 +79,82 @@ impl Forwarding {
                 key,
                 link: None,
                 watched: EpollFlags::empty(),
-                queue: VecDeque::new(),
-                queued_bytes: 0,
+                orders: VecDeque::new(),
+                order_bytes: 0,
+                questions: VecDeque::new(),
+                due_answers: 0,
                 backoff: REDIAL_MIN,
                 due: Micros(0),
             })
         };
-        Forwarding {
+        Peers {
             me,
             cluster,
+            n: peers.len(),
             max_frame,
             peers: ServerId::all(peers.len()).zip(peers).map(peer).collect(),
+            news: Vec::new(),
             scratch: vec![0; READ_BYTES_PER_TURN],
         }
     }
 
+    fn peer(&mut self, id: ServerId) -> Option<&mut Peer> {
+        self.peers.get_mut(id.index()).and_then(Option::as_mut)
+    }
+
     /// Queues an order for another guest.
-    pub(crate) fn enqueue(&mut self, to: ServerId, order: OrderMessage, counters: &mut Counters) {
-        let Some(peer) = self.peers.get_mut(to.index()).and_then(Option::as_mut) else { return };
+    pub(crate) fn forward(&mut self, to: ServerId, order: OrderMessage, counters: &mut Counters) {
+        let Some(peer) = self.peer(to) else { return };
         let message = messages::encode(&ToGuest::Forward(order));
-        while peer.queue.len() >= FORWARDS_QUEUED
-            || peer.queued_bytes + message.len() > FORWARD_BYTES_QUEUED
+        while peer.orders.len() >= FORWARDS_QUEUED
+            || peer.order_bytes + message.len() > FORWARD_BYTES_QUEUED
         {
-            let Some(oldest) = peer.queue.pop_front() else { break };
-            peer.queued_bytes -= oldest.len();
+            let Some(oldest) = peer.orders.pop_front() else { break };
+            peer.order_bytes -= oldest.len();
             counters.forwards_dropped += 1;
         }
-        peer.queued_bytes += message.len();
-        peer.queue.push_back(message);
+        peer.order_bytes += message.len();
+        peer.orders.push_back(message);
+    }
+
+    /// Queues a question for another guest.
+    pub(crate) fn ask(&mut self, of: ServerId, question: &ToGuest) {
+        let Some(peer) = self.peer(of) else { return };
+        if peer.questions.len() >= QUESTIONS_QUEUED {
+            peer.questions.pop_front();
+        }
+        peer.questions.push_back(messages::encode(question));
+    }
+
+    /// What came of questions since the last time.
+    pub(crate) fn take_news(&mut self) -> Vec<News> {
+        take(&mut self.news)
     }
 
     /// What epoll says of the link to `peer`.
     pub(crate) fn on_event(&mut self, peer: ServerId, now: Micros) {
-        let Some(peer) = self.peers.get_mut(peer.index()).and_then(Option::as_mut) else { return };
+        let Peers { peers, news, scratch, n, .. } = self;
+        let Some(peer) = peers.get_mut(peer.index()).and_then(Option::as_mut) else { return };
         let Some(link) = &mut peer.link else { return };
         link.socket().allow();
-        let (mut established, mut spoke) = (false, false);
-        let result = link.read(&mut self.scratch, &|_| None, |event| match event {
+        let (mut established, mut bad, mut left) = (false, false, peer.due_answers);
+        let result = link.read(scratch, &|_| None, |event| match event {
             Event::Established(_) => established = true,
-            Event::Frame(_) => spoke = true,
+            Event::Frame(bytes) => match messages::decode_to_guest(bytes, *n) {
+                Ok(answer @ (ToGuest::Piece { .. } | ToGuest::Gone { .. })) if left > 0 => {
+                    left -= 1;
+                    news.push(News::Answer(peer.id, answer));
+                }
+                // Who says what it was not asked means no good.
+                _ => bad = true,
+            },
         });
+        peer.due_answers = left;
         if established {
             peer.backoff = REDIAL_MIN;
         }
-        // Nothing is ever answered on this link: who says something there means no good.
-        if spoke || result.is_err() {
-            peer.fail(now);
+        if bad || result.is_err() {
+            peer.fail(now, news);
         }
     }
 
@@ -113,19 +162,19 @@ impl Forwarding {
     pub(crate) fn tend(&mut self, now: Micros, poll: &Poll, counters: &mut Counters) {
         let (me, cluster, max_frame) = (self.me, self.cluster, self.max_frame);
         for peer in self.peers.iter_mut().flatten() {
-            if peer.link.is_none() && !peer.queue.is_empty() && now >= peer.due {
+            if peer.link.is_none() && peer.has_something() && now >= peer.due {
                 match peer.dial((me, cluster, max_frame), poll) {
                     Ok(link) => {
                         peer.link = Some(link);
                         peer.due = now.plus(HANDSHAKE);
                     }
-                    Err(_) => peer.fail(now),
+                    Err(_) => peer.fail(now, &mut self.news),
                 }
             }
             let Some(link) = &peer.link else { continue };
             let late = link.peer().is_none() && now >= peer.due;
             if late || peer.send(poll, counters).is_err() {
-                peer.fail(now);
+                peer.fail(now, &mut self.news);
             }
         }
     }
@@ -134,13 +183,17 @@ impl Forwarding {
     pub(crate) fn next_deadline(&self) -> Option<Micros> {
         let due = |peer: &Peer| match &peer.link {
             Some(link) => link.peer().is_none().then_some(peer.due),
-            None => (!peer.queue.is_empty()).then_some(peer.due),
+            None => peer.has_something().then_some(peer.due),
         };
         self.peers.iter().flatten().filter_map(due).min()
     }
 }
 
 impl Peer {
+    fn has_something(&self) -> bool {
+        !self.orders.is_empty() || !self.questions.is_empty()
+    }
+
     fn dial(
         &mut self,
         (me, cluster, max_frame): (ServerId, ClusterId, usize),
@@ -155,18 +208,30 @@ impl Peer {
         Ok(Link::new(socket, channel, hello))
     }
 
-    fn fail(&mut self, now: Micros) {
+    fn fail(&mut self, now: Micros, news: &mut Vec<News>) {
         self.link = None;
         self.due = now.plus(self.backoff);
         self.backoff = self.backoff.plus(self.backoff).min(REDIAL_MAX);
+        // Whoever asked asks again, here or elsewhere.
+        if self.due_answers > 0 || !self.questions.is_empty() {
+            news.push(News::Lost(self.id));
+        }
+        self.due_answers = 0;
+        self.questions.clear();
     }
 
     fn send(&mut self, poll: &Poll, counters: &mut Counters) -> io::Result<()> {
         let Some(link) = &mut self.link else { return Ok(()) };
         while link.peer().is_some() && link.has_room() {
-            let Some(message) = self.queue.pop_front() else { break };
-            self.queued_bytes -= message.len();
-            match link.send(|out| out.extend_from_slice(&message)) {
+            if let Some(question) = self.questions.pop_front() {
+                if link.send(|out| out.extend_from_slice(&question)) {
+                    self.due_answers += 1;
+                }
+                continue;
+            }
+            let Some(order) = self.orders.pop_front() else { break };
+            self.order_bytes -= order.len();
+            match link.send(|out| out.extend_from_slice(&order)) {
                 true => counters.forwards_sent += 1,
                 false => counters.forwards_dropped += 1,
             }

@@ -1,5 +1,6 @@
-//! Three guests in threads, and one thread that plays all their hosts: it takes frames without
-//! looking at MACs and puts each record into every read file at once.
+//! Three guests in threads, or processes, and one thread that plays all their hosts: it takes frames
+//! without looking at MACs, puts each record into every read file at once, and reclaims what a stable
+//! checkpoint covers.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -8,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -15,17 +17,20 @@ use std::time::{Duration, Instant};
 
 use guest_replica::{GuestError, Options};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use protocol::application::Log;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use protocol::application::{KeyValue, Log};
 use protocol::messages::{self, OrderMessage, Status, ToClient, ToServer, max_frame_bytes};
 use shared_registers::bell;
 use shared_registers::channel::{Channel, Event};
+use shared_registers::checkpoint::Claims;
 use shared_registers::cluster::{Cluster as Description, Paths};
 use shared_registers::crypto::Secret;
 use shared_registers::host_side::{HostRegisters, Taken};
 use shared_registers::ids::{ClientId, Micros, OrderId, Seq, ServerId};
 use shared_registers::layout::LinkState;
 use shared_registers::link::{Link, LinkError, Party};
-use shared_registers::record::{Record, Stamp};
+use shared_registers::record::{Body, Record, Stamp};
 use shared_registers::words::{MappedReadOnly, MappedReadWrite};
 
 pub(crate) const N: usize = 3;
@@ -42,7 +47,7 @@ pub(crate) fn reply_key(who: u32, server: u16) -> [u8; 32] {
 
 pub(crate) const OPERATOR: u32 = 200;
 
-fn forward_key(a: u16, b: u16) -> [u8; 32] {
+pub(crate) fn forward_key(a: u16, b: u16) -> [u8; 32] {
     let mut key = [4; 32];
     (key[0], key[1]) = (a.min(b) as u8, a.max(b) as u8);
     key
@@ -52,25 +57,52 @@ fn hexadecimal(key: [u8; 32]) -> String {
     key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// What a cluster shall be.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) application: &'static str,
+    pub(crate) ring_bytes: u64,
+    pub(crate) max_payload_bytes: usize,
+}
+
+impl Shape {
+    /// Nothing is ever reclaimed.
+    pub(crate) const ROOMY: Shape =
+        Shape { application: "log", ring_bytes: 64 << 20, max_payload_bytes: 1 << 20 };
+    /// Rings as small as can be, so that records are soon reclaimed, and an application with a
+    /// state.
+    pub(crate) const TIGHT: Shape =
+        Shape { application: "kv", ring_bytes: 2 << 20, max_payload_bytes: 8 << 10 };
+}
+
+/// What tells the process of a guest where and who it is.
+pub(crate) const CHILD_DIR: &str = "DIFATO_TEST_GUEST_DIR";
+pub(crate) const CHILD_ID: &str = "DIFATO_TEST_GUEST_ID";
+
 /// What ends a guest when it is dropped, and how it ended.
 type Running = (UnixStream, JoinHandle<Result<(), GuestError>>);
 
 pub(crate) struct Cluster {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) description: Description,
+    shape: Shape,
+    children: Vec<Option<Child>>,
     guests: Vec<Option<Running>>,
     hosts: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
 }
 
 impl Cluster {
     /// A cluster's folder, and nobody at work in it yet.
-    pub(crate) fn idle() -> Cluster {
+    pub(crate) fn idle(shape: Shape) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let ports: Vec<_> = (0..N).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let mut text = format!(
-            "cluster_id = \"{}\"\nf = 1\nclients = {CLIENTS}\napplication = \"log\"\n\
-             [limits]\nring_bytes = 67108864\nwrite_ring_bytes = 8388608\n",
-            hexadecimal([9; 32])
+            "cluster_id = \"{}\"\nf = 1\nclients = {CLIENTS}\napplication = \"{}\"\n\
+             [limits]\nring_bytes = {}\nwrite_ring_bytes = 8388608\nmax_payload_bytes = {}\n",
+            hexadecimal([9; 32]),
+            shape.application,
+            shape.ring_bytes,
+            shape.max_payload_bytes,
         );
         for (id, listener) in ports.iter().enumerate() {
             let payload = listener.local_addr().unwrap();
@@ -86,11 +118,16 @@ impl Cluster {
             write_keys(&paths.guest_keys(ServerId(me)), me);
         }
         let description = Description::load(&paths).unwrap();
-        Cluster { dir, description, guests: (0..N).map(|_| None).collect(), hosts: None }
+        let (guests, children) = ((0..N).map(|_| None).collect(), (0..N).map(|_| None).collect());
+        Cluster { dir, description, shape, children, guests, hosts: None }
     }
 
     pub(crate) fn start() -> Cluster {
-        let mut cluster = Cluster::idle();
+        Cluster::start_with(Shape::ROOMY)
+    }
+
+    pub(crate) fn start_with(shape: Shape) -> Cluster {
+        let mut cluster = Cluster::idle(shape);
         cluster.start_hosts();
         for id in 0..N {
             cluster.start_guest(id);
@@ -124,9 +161,33 @@ impl Cluster {
     pub(crate) fn start_guest(&mut self, id: usize) {
         let (stop, stopped) = UnixStream::pair().unwrap();
         let options = Options { dir: self.dir.path().to_owned(), id: id as u16 };
-        let thread =
-            thread::spawn(move || guest_replica::run_until(options, Box::new(Log), stopped));
+        let name = self.shape.application;
+        let thread = thread::spawn(move || match name {
+            "kv" => guest_replica::run_until(options, KeyValue::default, stopped),
+            _ => guest_replica::run_until(options, || Log, stopped),
+        });
         self.guests[id] = Some((stop, thread));
+    }
+
+    /// Starts a guest as a process of its own, which can be made to stand still.
+    pub(crate) fn start_child(&mut self, id: usize) {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_process", "--test-threads=1"])
+            .env(CHILD_DIR, self.dir.path())
+            .env(CHILD_ID, id.to_string())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.children[id] = Some(child);
+    }
+
+    pub(crate) fn signal_child(&mut self, id: usize, signal: Signal) {
+        let child = self.children[id].as_mut().unwrap();
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+    }
+
+    pub(crate) fn await_child(&mut self, id: usize) -> ExitStatus {
+        self.children[id].take().unwrap().wait().unwrap()
     }
 
     pub(crate) fn stop_guest(&mut self, id: usize) -> Result<(), GuestError> {
@@ -185,6 +246,10 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        for child in self.children.iter_mut().flatten() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
         if !thread::panicking() {
             for id in 0..N {
                 self.stop_guest(id).unwrap();
@@ -240,10 +305,11 @@ impl Host {
 }
 
 fn play_hosts(mut hosts: Vec<Host>, stop: &AtomicBool) {
+    let mut claims = Claims::new(N, None);
     while !stop.load(Ordering::Relaxed) {
         let mut busy = false;
         for i in 0..hosts.len() {
-            busy |= admit(&mut hosts, i);
+            busy |= admit(&mut hosts, i, &mut claims);
         }
         for host in &mut hosts {
             if let Ok((stream, _)) = host.listener.accept() {
@@ -263,20 +329,35 @@ fn play_hosts(mut hosts: Vec<Host>, stop: &AtomicBool) {
     }
 }
 
-fn admit(hosts: &mut [Host], i: usize) -> bool {
+fn admit(hosts: &mut [Host], i: usize, claims: &mut Claims) -> bool {
     let writer = ServerId(i as u16);
     let files = &mut hosts[i].files;
     let (seq, seen) = (Seq(files.copied(writer).0 + 1), files.exposed_all());
     let Taken::Frame(frame) = files.take() else { return false };
-    assert_eq!(frame.seq, seq, "a frame out of its place");
-    let body = frame.body.to_vec();
-    files.consume();
+    assert!(frame.seq <= seq, "a frame out of its place");
+    let (old, body) = (frame.seq < seq, frame.body.to_vec());
     let stamp = Stamp { writer, seq, time: Micros(seq.0), incarnation: 1, seen };
     let mut bytes = Vec::new();
     Record::encode(&stamp, &body, &mut bytes);
     let record = Record::decode(&bytes, N).unwrap();
-    for host in hosts {
+    // R3: it was admitted before. R7: a guest whose ring is full waits.
+    if !old && files.append(&record, &bytes).is_err() {
+        return false;
+    }
+    files.consume();
+    if old {
+        return true;
+    }
+    for (_, host) in hosts.iter_mut().enumerate().filter(|(other, _)| *other != i) {
         host.files.append(&record, &bytes).unwrap();
+    }
+    let Ok(Body::Accept(accept)) = Body::decode(record.body, N) else { return true };
+    let claim = accept.checkpoint.as_ref();
+    if let Some(stable) = claim.and_then(|claim| claims.count(&record.stamp, claim)) {
+        for host in hosts {
+            host.files.expose();
+            host.files.set_stable(&stable.cut);
+        }
     }
     true
 }

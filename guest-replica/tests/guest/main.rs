@@ -1,16 +1,16 @@
 //! Guests at work, and under attack from the payload network.
 
+mod catch_up;
 mod cluster;
+mod liar;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
-use std::process::{Command, Stdio};
 
-use cluster::{Cluster, Peer, await_raw_closed, connect, reply_key};
+use cluster::{CHILD_DIR, CHILD_ID, Cluster, Peer, Shape, await_raw_closed, connect, reply_key};
 use guest_replica::{GuestError, Options, limits};
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::{SigSet, Signal};
 use protocol::messages::{Body, Delivery, Reply, ToClient, ToServer};
 use shared_registers::ids::{ClientId, OrderNumber, ServerId};
 use shared_registers::link::Party;
@@ -281,7 +281,7 @@ fn a_guest_whose_register_files_were_replaced_says_so() {
 
 #[test]
 fn a_guest_may_come_before_its_host_agent() {
-    let mut cluster = Cluster::idle();
+    let mut cluster = Cluster::idle(Shape::ROOMY);
     for id in 0..3 {
         cluster.start_guest(id);
     }
@@ -293,7 +293,7 @@ fn a_guest_may_come_before_its_host_agent() {
 
 #[test]
 fn what_is_wrong_is_said_in_one_sentence() {
-    let cluster = Cluster::idle();
+    let cluster = Cluster::idle(Shape::ROOMY);
     let options = Options { dir: cluster.dir.path().to_owned(), id: 1 };
     let error = |options: &Options| guest_replica::run(options.clone()).unwrap_err().to_string();
 
@@ -317,30 +317,24 @@ fn what_is_wrong_is_said_in_one_sentence() {
     assert!(text.contains("unknown server 9"), "{text}");
 }
 
-const CHILD: &str = "DIFATO_TEST_GUEST_DIR";
-
-/// Not a test of its own: the process that the next test starts.
+/// Not a test of its own: the process that other tests start.
 #[test]
 fn child_process() {
-    let Some(dir) = std::env::var_os(CHILD) else { return };
-    guest_replica::run(Options { dir: dir.into(), id: 0 }).unwrap();
+    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let id = std::env::var(CHILD_ID).unwrap().parse().unwrap();
+    guest_replica::run(Options { dir: dir.into(), id }).unwrap();
 }
 
 #[test]
 fn a_signal_ends_the_process_cleanly() {
-    let mut cluster = Cluster::idle();
+    let mut cluster = Cluster::idle(Shape::ROOMY);
     cluster.start_hosts();
     // The child inherits this, so that the test runner's own thread there does not take the signal.
     let mut set = SigSet::empty();
     set.add(Signal::SIGTERM);
     set.thread_block().unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child_process", "--test-threads=1"])
-        .env(CHILD, cluster.dir.path())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    cluster.start_child(0);
     assert_eq!(cluster.status(0).id, ServerId(0));
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
-    assert!(child.wait().unwrap().success());
+    cluster.signal_child(0, Signal::SIGTERM);
+    assert!(cluster.await_child(0).success());
 }
