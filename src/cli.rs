@@ -212,6 +212,7 @@ p50_us, p99_us, max_us and requests_per_s; with --floor its last element has the
 
 /// `difato status`.
 #[derive(Args)]
+#[command(after_help = STATUS_KEYS)]
 pub(crate) struct StatusArgs {
     /// The cluster's folder.
     #[arg(long)]
@@ -220,6 +221,16 @@ pub(crate) struct StatusArgs {
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+const STATUS_KEYS: &str = "\
+Keys of the JSON objects, one for each server: id; up; why, if it is not up; term; sequencer (of that
+term); committed (batch); delivered (order number); behind (orders, the furthest server's less this
+one's); chain (after the last delivered batch); stable (null, or the last stable checkpoint: term,
+batch, and order, the last that its snapshot covers, null if this server does not hold it); window (used
+and limit: what the orders proposed since then weigh); rings (by server: used and bytes of its stream's
+ring here); held (bytes of history, snapshot, orders); catching_up (null if it is at work, or stage:
+reading, looking or fetching; parts and all_parts, bytes and all_bytes of the snapshot; from, the server
+that sent something last); counters.";
 
 /// `difato demo`.
 #[derive(Args)]
