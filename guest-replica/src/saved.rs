@@ -15,6 +15,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -77,11 +78,18 @@ impl Saved {
         }
         self.last = Some(place(snapshot));
         let (path, snapshot) = (self.path.clone(), snapshot.clone());
-        self.writer = Some(thread::spawn(move || {
+        let work = move || {
             let start = Instant::now();
             save(&path, &snapshot, true);
             Micros(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX))
-        }));
+        };
+        match thread::Builder::new().name("saver".to_owned()).spawn(work) {
+            Ok(writer) => self.writer = Some(writer),
+            Err(error) => {
+                tracing::warn!(%error, "cannot start a thread that saves a snapshot");
+                self.due = now.plus(SAVE_EVERY);
+            }
+        }
     }
 
     /// Saves this snapshot, unless it is there, and returns when it is done.
@@ -112,7 +120,9 @@ fn write(path: &Path, snapshot: &Snapshot, sync: bool) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    let mut to = BufWriter::new(File::create(path)?);
+    // Whatever clients sent is in it.
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut to = BufWriter::new(file);
     let (checkpoint, manifest) = (snapshot.checkpoint(), snapshot.manifest());
     let mut head = TAG.to_vec();
     head.put_u64(checkpoint.term.0);

@@ -167,6 +167,22 @@ fn a_guest_that_stood_still_catches_up_in_place_and_its_subscribers_miss_nothing
     assert_eq!(delivery(&mut listener).order, OrderNumber(status.delivered.0 + 1));
 }
 
+/// Checkpoints become stable, and records are reclaimed, faster than a snapshot is fetched: it turns
+/// to the newer ones, and what it has already is not fetched again.
+#[test]
+fn a_guest_catches_up_with_a_cluster_that_goes_on() {
+    let mut cluster = Cluster::start_with(Shape::TIGHT);
+    let mut writer = Writer::new(2048, 4096);
+    cluster.stop_guest(2).unwrap();
+    writer.write(&cluster, 0, 8 << 20);
+    cluster.wipe_guest(2);
+    cluster.start_guest(2);
+    writer.write(&cluster, 0, 16 << 20);
+    let status = await_same(&cluster, 2, 0);
+    assert!(count(&status, "snapshots_restored") >= 1);
+    assert_eq!(count(&status, "snapshot_lies"), 0);
+}
+
 #[test]
 fn when_all_guests_stopped_they_start_from_what_they_saved() {
     let mut cluster = Cluster::start_with(Shape::TIGHT);
