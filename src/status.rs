@@ -160,7 +160,8 @@ fn mib(bytes: u64) -> String {
 }
 
 fn percent(used: u64, of: u64) -> String {
-    if of == 0 { "-".to_owned() } else { format!("{}%", used.saturating_mul(100) / of) }
+    let percent = used.saturating_mul(100).checked_div(of);
+    percent.map_or_else(|| "-".to_owned(), |percent| format!("{percent}%"))
 }
 
 fn or_dash(value: Option<u64>) -> String {

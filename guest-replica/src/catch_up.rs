@@ -5,8 +5,10 @@
 //! about that; and has all streams read on behind its cut. The cluster does not wait meanwhile: it
 //! goes on looking, and as soon as a newer checkpoint is stable it turns to that one, since nobody
 //! keeps the one before. What has not changed between the two is not fetched again; nor is what a
-//! replica that fell behind knew already.
+//! replica that fell behind knew already. A snapshot that this guest itself has [saved](crate::saved)
+//! will do if the streams vouch for it and what lies behind its cut is still there.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use protocol::messages::{CatchingUp, Stage, ToGuest};
@@ -16,7 +18,7 @@ use protocol::transfer::{Fetch, FetchConfig};
 use shared_registers::checkpoint::Claims;
 use shared_registers::guest_side::Next;
 use shared_registers::ids::{Micros, Seq, ServerId};
-use shared_registers::record::{Body, Checkpoint, Record};
+use shared_registers::record::{Accept, Body, Checkpoint, Record};
 
 use crate::counters::Counters;
 use crate::error::GuestError;
@@ -34,6 +36,9 @@ pub(crate) struct CatchUp {
     fetch: Option<Fetch>,
     /// Parts of a snapshot that are known already.
     known: Vec<Arc<Part>>,
+    /// A snapshot that was on disk, and who claims it.
+    saved: Option<Snapshot>,
+    vouchers: BTreeSet<ServerId>,
     began: Micros,
     /// Who sent something last.
     source: Option<ServerId>,
@@ -43,12 +48,12 @@ pub(crate) struct CatchUp {
 }
 
 impl CatchUp {
-    /// Begins. `known`: parts of a snapshot that are at hand; `stable`: the last stable checkpoint
+    /// Begins. `known`: parts of a snapshot that are at hand, and one that is there whole; `stable`: the last stable checkpoint
     /// that is known of.
     pub(crate) fn new(
         config: &Config,
         now: Micros,
-        known: Vec<Arc<Part>>,
+        (known, saved): (Vec<Arc<Part>>, Option<Snapshot>),
         stable: Option<Checkpoint>,
         files: &mut Files,
     ) -> CatchUp {
@@ -60,6 +65,8 @@ impl CatchUp {
             looked: false,
             fetch: None,
             known,
+            saved,
+            vouchers: BTreeSet::new(),
             began: now,
             source: None,
             bytes: 0,
@@ -117,7 +124,12 @@ impl CatchUp {
                     let path = registers.read_path().to_owned();
                     return Err(GuestError::Damaged { path, writer });
                 }
-                Next::Record(record) => count_claim(&mut self.claims, self.config.n, &record),
+                Next::Record(record) => {
+                    let saved = self.saved.as_ref().map(Snapshot::checkpoint);
+                    if count_claim(&mut self.claims, self.config.n, &record, saved) {
+                        self.vouchers.insert(writer);
+                    }
+                }
             }
             registers.files.advance(writer);
         }
@@ -172,8 +184,18 @@ impl CatchUp {
         }
     }
 
-    /// Whether the snapshot is there, and what lies behind its cut too.
+    /// The snapshot that was saved, if `f + 1` claim it and what lies behind its cut is there.
+    fn saved(&self, files: &Files) -> Option<&Snapshot> {
+        let vouched = self.looked && self.vouchers.len() > self.config.n / 2;
+        let saved = self.saved.as_ref().filter(|_| vouched);
+        saved.filter(|saved| !is_reclaimed(saved.checkpoint(), files))
+    }
+
+    /// Whether a snapshot is there, and what lies behind its cut too.
     pub(crate) fn is_whole(&self, files: &Files) -> bool {
+        if self.saved(files).is_some() {
+            return true;
+        }
         let fetch = self.fetch.as_ref().filter(|fetch| fetch.is_complete());
         fetch.is_some_and(|fetch| !is_reclaimed(fetch.wanted(), files))
     }
@@ -181,7 +203,10 @@ impl CatchUp {
     /// Takes the snapshot, and has all streams read on behind its cut. `None` if that was reclaimed
     /// just now: then it goes on.
     pub(crate) fn take_snapshot(&mut self, now: Micros, files: &mut Files) -> Option<Snapshot> {
-        let snapshot = self.fetch.as_ref()?.snapshot()?;
+        let snapshot = match self.saved(files) {
+            Some(_) => self.saved.take()?,
+            None => self.fetch.as_ref()?.snapshot()?,
+        };
         let cut = &snapshot.checkpoint().cut;
         for (writer, read) in ServerId::all(self.config.n).zip(cut) {
             if files.seek(writer, Seq(*read)).is_err() {
@@ -234,10 +259,18 @@ fn is_reclaimed(checkpoint: &Checkpoint, files: &Files) -> bool {
     cuts.into_iter().any(|(writer, cut)| files.first(writer).0 > *cut)
 }
 
-fn count_claim(claims: &mut Claims, n: usize, record: &Record<'_>) {
-    if let Ok(Body::Accept(accept)) = Body::decode(record.body, n)
-        && let Some(claim) = &accept.checkpoint
-    {
-        claims.count(&record.stamp, claim);
-    }
+/// Counts the claim of a record, if it has one. Returns whether it claims what was `saved`.
+fn count_claim(
+    claims: &mut Claims,
+    n: usize,
+    record: &Record<'_>,
+    saved: Option<&Checkpoint>,
+) -> bool {
+    let Ok(Body::Accept(Accept { checkpoint: Some(claim), .. })) = Body::decode(record.body, n)
+    else {
+        return false;
+    };
+    claims.count(&record.stamp, &claim);
+    let seen = claim.cut.iter().zip(&record.stamp.seen).all(|(cut, seen)| cut <= seen);
+    seen && saved == Some(&claim)
 }

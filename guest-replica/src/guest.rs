@@ -34,6 +34,7 @@ use crate::limits::{ACCEPT_PAUSE, ACCEPTS_PER_TURN, HINTS_EVERY, WAIT_LOG_EVERY,
 use crate::net::{BELL, FIRST_CONNECTION, LISTENER, Poll, STOP, Token, token_peer};
 use crate::peers::Peers;
 use crate::registers::{Places, Registers};
+use crate::saved::Saved;
 use crate::setup::Setup;
 use crate::subscriptions::Subscriptions;
 
@@ -69,6 +70,7 @@ pub(crate) fn run(
         config: setup.config(),
         application,
         cluster_toml: setup.paths.cluster_toml(),
+        saved: Saved::new(setup.paths.dir().join("snapshots").join(setup.me.to_string())),
         registers,
         connections: Connections::new(setup.identity(), Bounds::default()),
         subscriptions: Subscriptions::default(),
@@ -184,6 +186,7 @@ struct Guest {
     application: Factory,
     /// Where the configuration is from.
     cluster_toml: PathBuf,
+    saved: Saved,
     registers: Registers,
     connections: Connections,
     subscriptions: Subscriptions,
@@ -211,6 +214,7 @@ impl Guest {
             self.registers.files.wake();
             if ready.iter().any(|(token, _)| *token == STOP) {
                 tracing::info!("asked to stop");
+                self.saved.finish(self.core.replica().and_then(Replica::snapshot));
                 return Ok(());
             }
         }
@@ -276,6 +280,7 @@ impl Guest {
     /// What is due by the clock.
     fn tend(&mut self, now: Micros) -> Result<(), GuestError> {
         self.connections.expire(now, &mut self.counters);
+        self.saved.tend(now, self.core.replica().and_then(Replica::snapshot));
         self.registers.tend_bell(now, &self.poll, &mut self.counters)?;
         if self.accept_after.is_some_and(|at| now >= at) {
             self.accept_after = None;

@@ -26,6 +26,7 @@
 //! | `catch_up` | the way back when records are reclaimed |
 //! | `setup` | cluster, keys, address |
 //! | `registers` | the mapped files and the doorbell, through restarts of the host agent |
+//! | `saved` | a snapshot on disk, for when all guests start again |
 //! | `frames` | frames that wait for room in the write file |
 //! | `connections` | who connects, bounds, inboxes, where answers go |
 //! | `subscriptions` | cursors of those who listen |
@@ -53,6 +54,7 @@ pub mod limits;
 mod net;
 mod peers;
 mod registers;
+mod saved;
 mod setup;
 mod subscriptions;
 

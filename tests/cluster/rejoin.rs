@@ -109,6 +109,28 @@ fn a_guest_whose_records_were_reclaimed_comes_back_by_a_snapshot_and_is_needed()
     cluster.assert_all_run();
 }
 
+/// Nobody is left who has the snapshot in memory; each has saved it.
+#[test]
+fn a_cluster_that_was_stopped_whole_goes_on_after_records_were_reclaimed() {
+    let tight = Builder::new().application("kv").set("ring_bytes", 2 << 20);
+    let mut cluster = tight.set("max_payload_bytes", 8 << 10).start();
+    let (caller, mut orders) = (Caller::new(&cluster.folder, 0), Vec::new());
+    push_bytes(&caller, &mut orders, 6 << 20);
+    for role in [Role::Guest, Role::Host] {
+        cluster.ids().for_each(|id| cluster.stop(role, id));
+    }
+    for role in [Role::Host, Role::Guest] {
+        cluster.ids().for_each(|id| cluster.start(role, id));
+    }
+    push_bytes(&caller, &mut orders, 1 << 20);
+    for id in cluster.ids() {
+        cluster.await_delivered(id, *orders.last().unwrap());
+        assert_eq!(cluster.counter(id, "snapshots_restored"), 1);
+    }
+    assert!(orders.iter().copied().eq(1..=orders.len() as u64), "dense, and in order");
+    one_order(&cluster.folder, orders.len() as u64);
+}
+
 /// What is kept for listeners is the same at everyone, also at one that came back by a snapshot.
 #[test]
 fn who_listens_too_far_back_is_told_from_where_on_it_may() {

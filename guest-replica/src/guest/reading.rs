@@ -72,12 +72,19 @@ impl Guest {
         let delivered = replica.last_delivered();
         tracing::warn!(%writer, %delivered, "records to be read are reclaimed: a snapshot is needed");
         self.counters.times_behind += 1;
-        let (parts, stable) = (replica.content().parts, replica.stable().cloned());
+        let (mut parts, stable) = (replica.content().parts, replica.stable().cloned());
+        // Before anything was read it can only be the start.
+        let saved = match stable {
+            None => self.saved.load(self.n, &self.config.cluster),
+            Some(_) => None,
+        };
+        parts.extend(saved.iter().flat_map(|saved| saved.parts()).cloned());
         // What it wanted to write, and what still waits to be written, is of a replica that is gone.
         self.out.retain(|output| !matches!(output, Output::Write { .. }));
         self.registers.forget_frames();
         let now = self.clock.now();
-        let catch_up = CatchUp::new(&self.config, now, parts, stable, &mut self.registers.files);
+        let files = &mut self.registers.files;
+        let catch_up = CatchUp::new(&self.config, now, (parts, saved), stable, files);
         self.core = Core::CatchingUp(Box::new(catch_up));
     }
 

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use protocol::application::KeyValue;
 use protocol::messages::{Status, ToClient, ToServer};
+use protocol::snapshot::Manifest;
 use shared_registers::crypto::Digest;
-use shared_registers::ids::OrderNumber;
+use shared_registers::ids::{Batch, OrderNumber, Term};
+use shared_registers::record::Checkpoint;
 
 use crate::cluster::{Cluster, Shape};
 use crate::liar::{Liar, Lie};
@@ -95,6 +97,7 @@ fn a_restarted_guest_whose_records_are_reclaimed_starts_from_a_snapshot_and_is_n
     writer.write(&cluster, 0, 8 << 20);
     cluster.stop_guest(2).unwrap();
     writer.write(&cluster, 0, 4 << 20);
+    cluster.wipe_guest(2);
     cluster.start_guest(2);
     let status = await_same(&cluster, 2, 0);
     assert_eq!(count(&status, "snapshots_restored"), 1);
@@ -120,6 +123,7 @@ fn sources_that_lie_fall_silent_or_die_are_replaced() {
     writer.write(&cluster, 0, 6 << 20);
     for (other, lie) in [(1, Lie::Bytes), (1, Lie::Silence), (1, Lie::Death), (0, Lie::Bytes)] {
         cluster.stop_guest(other).unwrap();
+        cluster.wipe_guest(2);
         let liar = Liar::start(&cluster, other as u16, lie);
         cluster.start_guest(2);
         let status = await_same(&cluster, 2, 1 - other as u16);
@@ -163,6 +167,77 @@ fn a_guest_that_stood_still_catches_up_in_place_and_its_subscribers_miss_nothing
     assert_eq!(delivery(&mut listener).order, OrderNumber(status.delivered.0 + 1));
 }
 
+/// Checkpoints become stable, and records are reclaimed, faster than a snapshot is fetched: it turns
+/// to the newer ones, and what it has already is not fetched again.
+#[test]
+fn a_guest_catches_up_with_a_cluster_that_goes_on() {
+    let mut cluster = Cluster::start_with(Shape::TIGHT);
+    let mut writer = Writer::new(2048, 4096);
+    cluster.stop_guest(2).unwrap();
+    writer.write(&cluster, 0, 8 << 20);
+    cluster.wipe_guest(2);
+    cluster.start_guest(2);
+    writer.write(&cluster, 0, 16 << 20);
+    let status = await_same(&cluster, 2, 0);
+    assert!(count(&status, "snapshots_restored") >= 1);
+    assert_eq!(count(&status, "snapshot_lies"), 0);
+}
+
+#[test]
+fn when_all_guests_stopped_they_start_from_what_they_saved() {
+    let mut cluster = Cluster::start_with(Shape::TIGHT);
+    let mut writer = Writer::new(512, 4096);
+    for round in 1..=3 {
+        // One is left behind, so that what it saved is old, and it needs the others.
+        writer.write(&cluster, 0, 4 << 20);
+        cluster.stop_guest(2).unwrap();
+        writer.write(&cluster, 0, 2 << 20);
+        let before = cluster.status(0);
+        cluster.stop_guest(0).unwrap();
+        cluster.stop_guest(1).unwrap();
+        (0..3).for_each(|id| cluster.start_guest(id));
+        for server in 0..3 {
+            let after = await_status(&cluster, server, |status| {
+                status.catching_up.is_none() && status.delivered >= before.delivered
+            });
+            assert_eq!((after.delivered, after.chain), (before.delivered, before.chain), "{round}");
+            assert_eq!(count(&after, "snapshots_restored"), 1);
+        }
+    }
+}
+
+/// Whoever broke into a guest may have left it a snapshot: whole, but not so.
+#[test]
+fn a_saved_snapshot_that_the_streams_do_not_vouch_for_is_not_believed() {
+    let mut cluster = Cluster::start_with(Shape::TIGHT);
+    Writer::new(512, 4096).write(&cluster, 0, 4 << 20);
+    cluster.stop_guest(2).unwrap();
+    let path = cluster.saved(2);
+    let mut saved = std::fs::read(&path).unwrap();
+    let number = |at: usize| u64::from_le_bytes(saved[at..at + 8].try_into().unwrap());
+    let checkpoint = Checkpoint {
+        term: Term(number(16)),
+        batch: Batch(number(24)),
+        digest: Digest(saved[32..64].try_into().unwrap()),
+        cut: (0..3).map(|writer| number(66 + 8 * writer)).collect(),
+    };
+    let start = 94;
+    let end = start + u32::from_le_bytes(saved[90..94].try_into().unwrap()) as usize;
+    let parts = Manifest::decode(&saved[start..end], &checkpoint).unwrap().parts.len();
+    // How many orders were skipped, before the oldest kept, the number of parts, and 41 bytes of each.
+    let skipped = end - 41 * parts - 4 - 16;
+    saved[skipped] += 1;
+    let digest = Manifest::digest(&saved[start..end]);
+    saved[32..64].copy_from_slice(&digest.0);
+    std::fs::write(&path, saved).unwrap();
+
+    cluster.start_guest(2);
+    let (forged, other) = (await_same(&cluster, 2, 0), cluster.status(0));
+    assert_eq!(count(&forged, "snapshots_restored"), 1);
+    assert!(count(&forged, "snapshot_bytes_fetched") > 0, "it asked the others");
+    assert_eq!(count(&forged, "orders_skipped"), count(&other, "orders_skipped"));
+}
+
 /// How fast it is, with a state of so many MiB: `DIFATO_STATE_MIB`, 200 if it is not set.
 #[test]
 #[ignore = "slow"]
@@ -174,6 +249,7 @@ fn a_large_state_is_transferred() {
     let mut writer = Writer::new((bytes / 8000) as u64, 8000);
     cluster.stop_guest(2).unwrap();
     writer.write(&cluster, 0, bytes + (32 << 20));
+    cluster.wipe_guest(2);
     let start = Instant::now();
     cluster.start_guest(2);
     let status = await_same(&cluster, 2, 0);

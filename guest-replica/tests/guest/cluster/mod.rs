@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -167,6 +167,16 @@ impl Cluster {
             _ => guest_replica::run_until(options, || Log, stopped),
         });
         self.guests[id] = Some((stop, thread));
+    }
+
+    /// The file in which a guest keeps a snapshot.
+    pub(crate) fn saved(&self, id: usize) -> PathBuf {
+        self.dir.path().join("snapshots").join(id.to_string())
+    }
+
+    /// A guest begins on a fresh machine, with an empty disk.
+    pub(crate) fn wipe_guest(&self, id: usize) {
+        let _ = fs::remove_file(self.saved(id));
     }
 
     /// Starts a guest as a process of its own, which can be made to stand still.
