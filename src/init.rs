@@ -232,6 +232,7 @@ fn write_all(paths: &Paths, cluster: &Cluster) -> Result<()> {
         let guest =
             GuestKeys { replies: replies[i].clone(), operator: operator[i].clone(), forwards };
         write_keys(&paths.guest_keys(server), &guest)?;
+        mark_fresh(paths, server)?;
     }
     for client in (0..cluster.clients).map(ClientId) {
         let of_all_servers =
@@ -241,6 +242,16 @@ fn write_all(paths: &Paths, cluster: &Cluster) -> Result<()> {
         write_keys(&paths.client_keys(client), &keys)?;
     }
     write_keys(&paths.operator_keys(), &OperatorKeys { replies: operator })
+}
+
+/// R6: register files that are missing where this mark is were never made. Its first start takes the
+/// mark away; from then on files that are missing are files that were lost.
+fn mark_fresh(paths: &Paths, server: ServerId) -> Result<()> {
+    let (folder, mark) = (paths.registers(server), paths.fresh(server));
+    let made = DirBuilder::new().mode(0o700).recursive(true).create(&folder);
+    made.and_then(|()| OpenOptions::new().write(true).create_new(true).mode(0o600).open(&mark))
+        .map(|_| ())
+        .with_context(|| format!("cannot write {}", mark.display()))
 }
 
 /// Fresh secrets, by server and then by client.

@@ -96,11 +96,30 @@ fn render(answers: &[Answer]) -> String {
             }
         });
     }
-    let mut text = columns(&lines) + &down;
+    let mut text = columns(&lines) + &down + &waiting(answers);
     let counters = render_counters(answers);
     if !counters.is_empty() {
         text += "\n\n";
         text += &counters;
+    }
+    text
+}
+
+/// R6: whose host recovers, and for whom it waits.
+fn waiting(answers: &[Answer]) -> String {
+    let mut text = String::new();
+    for answer in answers {
+        let Answer::Up { id, counters, .. } = answer else { continue };
+        let hosts = counters.get("host_waits_for").copied().unwrap_or(0);
+        let hosts = (0..u64::BITS).filter(|host| hosts >> host & 1 == 1);
+        let hosts: Vec<String> = hosts.map(|host| host.to_string()).collect();
+        if !hosts.is_empty() {
+            let s = if hosts.len() == 1 { "" } else { "s" };
+            text += &format!(
+                "\nserver {id}: its host recovers and waits for host{s} {}; it serves what there is",
+                hosts.join(", ")
+            );
+        }
     }
     text
 }
@@ -144,7 +163,7 @@ mod tests {
             term: Term(4),
             committed: 9,
             delivered: OrderNumber(12),
-            counters: vec![("z".into(), 1), ("a".into(), 2)],
+            counters: vec![("z".into(), 1), ("host_waits_for".into(), 5), ("a".into(), 2)],
             ..Status::default()
         };
         let down = Answer::Down { id: 0, up: false, why: "no answer".into() };
@@ -165,7 +184,7 @@ mod tests {
         let down = serde_json::json!({"id": 0, "up": false, "why": "no answer"});
         let up = serde_json::json!({
             "id": 1, "up": true, "term": 4, "sequencer": 1, "committed": 9, "delivered": 12,
-            "chain": "00".repeat(32), "counters": {"a": 2, "z": 1},
+            "chain": "00".repeat(32), "counters": {"a": 2, "host_waits_for": 5, "z": 1},
         });
         assert_eq!(json, serde_json::json!([down, up]));
     }
@@ -176,5 +195,6 @@ mod tests {
         assert!(text.contains("\n0        no\n"), "{text}");
         assert!(text.contains("\nserver 0: no answer\n"), "{text}");
         assert!(text.contains("\na               2\n"), "{text}");
+        assert!(text.contains("\nserver 1: its host recovers and waits for hosts 0, 2;"), "{text}");
     }
 }

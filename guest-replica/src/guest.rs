@@ -41,20 +41,42 @@ impl Clock {
     }
 }
 
-/// Runs a guest until `stop` can be read.
+/// Why a guest's life ends.
+enum End {
+    /// It was asked to stop.
+    Asked,
+    /// The host's streams are not what they were (R6).
+    Over,
+}
+
+/// Runs a guest until `stop` can be read, from the registers (P6); if they are not what they were,
+/// once more from the start.
 pub(crate) fn run(
     setup: Setup,
-    application: Box<dyn Application>,
+    application: impl Fn() -> Box<dyn Application>,
     stop: impl AsFd,
 ) -> Result<(), GuestError> {
     let listener = setup.listen()?;
+    while let End::Over = live(&setup, application(), &stop, &listener)? {
+        tracing::warn!("the host's streams are not what they were: reading them from the start");
+    }
+    Ok(())
+}
+
+fn live(
+    setup: &Setup,
+    application: Box<dyn Application>,
+    stop: impl AsFd,
+    listener: &TcpListener,
+) -> Result<End, GuestError> {
     let mut poll = Poll::new().map_err(GuestError::system("make an epoll instance"))?;
     poll.watch(&stop, STOP, EpollFlags::EPOLLIN)
         .map_err(GuestError::system("watch for the end"))?;
     let (clock, mut counters) = (Clock(Instant::now()), Counters::default());
-    let Some(registers) = wait_for_host(&setup, &mut poll, &clock, &mut counters)? else {
-        return Ok(());
+    let Some(registers) = wait_for_host(setup, &mut poll, &clock, &mut counters)? else {
+        return Ok(End::Asked);
     };
+    let listener = listener.try_clone().map_err(GuestError::system("share the listener"))?;
     poll.watch(&listener, LISTENER, EpollFlags::EPOLLIN)
         .map_err(GuestError::system("watch the payload address"))?;
     let guest = Guest {
@@ -100,6 +122,10 @@ fn wait_for_host(
             Some(r) => {
                 r.tend_bell(now, poll, counters)?;
                 r.check_full();
+                if r.is_over() {
+                    registers = None;
+                    continue;
+                }
                 match (r.has_bell(), r.files.drained()) {
                     (false, _) => "the host agent's doorbell",
                     (true, false) => "the host agent to take an earlier guest's frames",
@@ -145,10 +171,13 @@ struct Guest {
 }
 
 impl Guest {
-    fn run(mut self) -> Result<(), GuestError> {
+    fn run(mut self) -> Result<End, GuestError> {
         self.replay()?;
         let mut ready = Vec::new();
         loop {
+            if self.registers.is_over() {
+                return Ok(End::Over);
+            }
             let more = self.turn(&ready)?;
             ready.clear();
             let nap = if more { Micros(0) } else { self.doze() };
@@ -156,7 +185,7 @@ impl Guest {
             self.registers.files.wake();
             if ready.iter().any(|(token, _)| *token == STOP) {
                 tracing::info!("asked to stop");
-                return Ok(());
+                return Ok(End::Asked);
             }
         }
     }
@@ -285,6 +314,9 @@ impl Guest {
     fn handle(&mut self, token: Token, message: Message) {
         match message {
             Message::Status => self.answer_status(token),
+            // R6: what cannot be proposed is not taken; its sender sends it again.
+            Message::Forward(..) | Message::Client(_, ToServer::Order(_))
+                if self.registers.reads_only() => {}
             Message::Forward(from, order) => {
                 self.counters.forwards_received += 1;
                 self.step(Input::Forward(from, order));
@@ -393,7 +425,8 @@ impl Guest {
         let files = &self.registers.files;
         self.counters.list(&mut status.counters);
         status.counters.push(("connections".to_owned(), self.connections.len() as u64));
-        list_host(&files.counters(), files.stream_full(), &mut status.counters);
+        let waits_for = files.recovering().unwrap_or(0);
+        list_host(&files.counters(), files.stream_full(), waits_for, &mut status.counters);
         status
     }
 
@@ -423,6 +456,9 @@ impl Guest {
             Next::Nothing => return Ok(false),
             Next::Reclaimed => return Err(GuestError::Reclaimed { writer }),
             Next::Damaged => {
+                if self.registers.is_over() {
+                    return Ok(false); // R6: cut off. There will be no next turn.
+                }
                 let path = self.registers.read_path().to_owned();
                 return Err(GuestError::Damaged { path, writer });
             }
@@ -443,6 +479,9 @@ impl Guest {
 
     /// Tells the core what was dropped and what the hints are, and lets it act.
     fn act(&mut self, rung: bool) {
+        if self.registers.reads_only() {
+            return; // P6: its own stream has to be whole before it goes on with it.
+        }
         let now = self.clock.now();
         if let Some(notice) = self.registers.drop_notice() {
             // Frames that follow a dropped one are void (R1): the core writes them anew.

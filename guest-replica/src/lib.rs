@@ -71,15 +71,22 @@ pub struct Options {
 pub fn run(options: Options) -> Result<(), GuestError> {
     let setup = Setup::load(&options.dir, options.id)?;
     let name = &setup.cluster.application;
-    let application = application::by_name(name).ok_or_else(|| GuestError::Application {
-        name: name.clone(),
-        path: setup.paths.cluster_toml(),
-    })?;
-    guest::run(setup, application, signals()?)
+    let (name, path) = (name.clone(), setup.paths.cluster_toml());
+    match application::by_name(&name) {
+        None => Err(GuestError::Application { name, path }),
+        Some(_) => {
+            let make = move || application::by_name(&name).expect("it was there before");
+            guest::run(setup, make, signals()?)
+        }
+    }
 }
 
 /// As [`run`], with an application of the caller's own; the name in `cluster.toml` means nothing.
-pub fn run_with(options: Options, application: Box<dyn Application>) -> Result<(), GuestError> {
+/// `application` makes one that has executed nothing: a guest may have to start over (R6).
+pub fn run_with(
+    options: Options,
+    application: impl Fn() -> Box<dyn Application>,
+) -> Result<(), GuestError> {
     guest::run(Setup::load(&options.dir, options.id)?, application, signals()?)
 }
 
@@ -87,7 +94,7 @@ pub fn run_with(options: Options, application: Box<dyn Application>) -> Result<(
 /// can be); leaves signals alone. For guests that share a process with others.
 pub fn run_until(
     options: Options,
-    application: Box<dyn Application>,
+    application: impl Fn() -> Box<dyn Application>,
     stop: impl AsFd,
 ) -> Result<(), GuestError> {
     guest::run(Setup::load(&options.dir, options.id)?, application, stop)

@@ -87,6 +87,7 @@ pub(crate) fn peer_frame(bytes: &[u8]) {
     world.link(1, true);
     world.link(2, true);
     world.lengths(1, 0, [0; N]);
+    world.lengths(2, 0, [0; N]);
     let mut frame = bytes.to_vec();
     if first & 1 == 1 && frame.len() > 9 && frame[0] == RECORD {
         let (len, crc) = (frame.len() as u32 - 1, crc32fast::hash(&frame[9..]));
@@ -195,7 +196,11 @@ impl World {
     fn lengths(&mut self, peer: u16, linked: u8, counts: [u8; N]) {
         let mut frame = vec![LENGTHS];
         frame.extend(u32::from(linked).to_le_bytes());
-        counts.iter().for_each(|count| frame.extend(u64::from(*count).to_le_bytes()));
+        frame.extend([0; 5]); // nothing is full, and it does not recover
+        for count in counts {
+            frame.extend(u64::from(count).to_le_bytes());
+            frame.extend([0; 4]);
+        }
         self.peer_frame(peer, &frame);
     }
 
@@ -239,7 +244,7 @@ impl World {
                 return;
             }
             match frame.first() {
-                Some(&LENGTHS) => assert_eq!(frame.len(), 5 + 8 * N),
+                Some(&LENGTHS) => assert_eq!(frame.len(), 10 + 12 * N),
                 Some(&RECORD) => {
                     let record = Record::decode(&frame[1..], N).expect("a host sends records");
                     let Stamp { writer, seq, .. } = record.stamp;

@@ -125,24 +125,13 @@ impl Cluster {
         let (stop, stopped) = UnixStream::pair().unwrap();
         let options = Options { dir: self.dir.path().to_owned(), id: id as u16 };
         let thread =
-            thread::spawn(move || guest_replica::run_until(options, Box::new(Log), stopped));
+            thread::spawn(move || guest_replica::run_until(options, || Box::new(Log), stopped));
         self.guests[id] = Some((stop, thread));
     }
 
     pub(crate) fn stop_guest(&mut self, id: usize) -> Result<(), GuestError> {
         let Some((stop, thread)) = self.guests[id].take() else { return Ok(()) };
         drop(stop);
-        thread.join().unwrap()
-    }
-
-    /// How a guest ends by itself.
-    pub(crate) fn await_end(&mut self, id: usize) -> Result<(), GuestError> {
-        let (_stop, thread) = self.guests[id].take().unwrap();
-        let until = Instant::now() + PATIENCE;
-        while !thread.is_finished() {
-            assert!(Instant::now() < until, "guest {id} does not end");
-            thread::yield_now();
-        }
         thread.join().unwrap()
     }
 

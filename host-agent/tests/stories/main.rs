@@ -3,5 +3,6 @@
 mod admission;
 mod hostile;
 mod processes;
+mod recovery;
 mod spreading;
 mod world;

@@ -210,6 +210,55 @@ impl World {
         self.servers[usize::from(i)].host = Some(host);
     }
 
+    /// It starts again and recovers, with what is intact of its files (R6).
+    pub(crate) fn recover(&mut self, i: u16) {
+        let geometry = self.geometry(i);
+        let Server { read, write, .. } = &self.servers[usize::from(i)];
+        let registers = HostRegisters::recover(geometry, read.clone(), write.clone()).unwrap();
+        let host = Host::new(World::config(i), registers, self.now);
+        self.servers[usize::from(i)].host = Some(host);
+    }
+
+    /// Its files are gone; it starts again and recovers, with new ones (R6).
+    pub(crate) fn lose(&mut self, i: u16) {
+        self.servers[usize::from(i)] = self.server(i);
+        self.recover(i);
+    }
+
+    /// It starts with its files once more, though it has recovered elsewhere or was retired.
+    pub(crate) fn zombie(&mut self, i: u16, files: (Memory, Memory)) -> TestHost {
+        let registers = HostRegisters::reopen(self.geometry(i), files.0, files.1).unwrap();
+        Host::new(World::config(i), registers, self.now)
+    }
+
+    pub(crate) fn files(&self, i: u16) -> (Memory, Memory) {
+        let Server { read, write, .. } = &self.servers[usize::from(i)];
+        (read.clone(), write.clone())
+    }
+
+    /// Connects a host with all that are up.
+    pub(crate) fn join(&mut self, i: u16) {
+        for other in (0..self.n as u16).filter(|other| *other != i) {
+            if self.servers[usize::from(other)].host.is_some() {
+                self.connect(i, other);
+            }
+        }
+    }
+
+    /// For which hosts one waits, if it recovers.
+    pub(crate) fn waits(&mut self, i: u16) -> Option<Vec<u16>> {
+        let hosts = self.host(i).waits_for()?;
+        Some((0..self.n as u16).filter(|k| hosts >> k & 1 == 1).collect())
+    }
+
+    /// So many exchanges of lengths, and all that follows from them.
+    pub(crate) fn exchanges(&mut self, count: usize) {
+        for _ in 0..count {
+            self.tick();
+            self.settle();
+        }
+    }
+
     /// One frame goes from `a` to `b`, if there is one.
     pub(crate) fn send(&mut self, a: u16, b: u16) -> bool {
         let (now, mut frame) = (self.now, Vec::new());

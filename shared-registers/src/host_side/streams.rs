@@ -115,59 +115,101 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
 
     /// Finds a stream again as an earlier run left it.
     pub(super) fn scan(&mut self, writer: ServerId) -> Result<(), ReopenError> {
-        let damaged = |seq| ReopenError::Damaged { writer, seq };
         let reclaimed = self.load(writer, read::FIRST_SEQ);
         let jumping = reclaimed > self.load(writer, read::COPIED_SEQ);
         if jumping && reclaimed <= MAX_RECORDS && self.load(writer, read::ARRIVING) != 0 {
             self.land(writer, reclaimed);
         }
         self.store(writer, read::ARRIVING, 0);
-        let (copied, exposed) =
-            (self.load(writer, read::COPIED_SEQ), self.load(writer, read::EXPOSED_SEQ));
-        let (first_at, end) =
-            (self.load(writer, read::FIRST_AT), self.load(writer, read::COPIED_AT));
-        let ring = self.geometry.stream_ring(writer);
-        let fits = end.checked_sub(first_at).is_some_and(|bytes| bytes <= ring.bytes);
-        if !fits || first_at % 8 != 0 || end > MAX_PLACE || copied.max(exposed) > MAX_RECORDS {
-            return Err(damaged(copied));
+        let exposed = self.load(writer, read::EXPOSED_SEQ);
+        match self.find(writer, exposed) {
+            (stream, None) if (stream.first..=stream.copied).contains(&exposed) => {
+                self.settle(writer, Stream { exposed, ..stream });
+                Ok(())
+            }
+            (stream, seq) => {
+                Err(ReopenError::Damaged { writer, seq: seq.unwrap_or(stream.copied) })
+            }
         }
-        let changed = from_word(self.load(writer, read::CHANGED));
+    }
+
+    /// R6: keeps of a stream what is intact, from its first record on; none of it is exposed yet.
+    /// All else is made zero: bytes that once were a record must not be taken for one again, behind
+    /// what will be appended.
+    pub(super) fn salvage(&mut self, writer: ServerId) {
+        let (stream, _) = self.find(writer, 0);
+        let (at, ring) = (stream.places[0], self.geometry.stream_ring(writer));
+        // In this order: whoever is killed between finds no more than is there.
+        let copied = stream.copied;
+        self.settle(writer, Stream { exposed: stream.first, ..stream });
+        self.store(writer, read::COPIED_SEQ, copied);
+        self.store(writer, read::ARRIVING, 0);
+        let kept = self.streams[writer.index()].end() - at;
+        ring.clear_but(&self.read, at, kept);
+    }
+
+    /// What of a stream is in the ring, as far as it is whole, and the first record that is not.
+    /// Records past `exposed` wait for their causal past.
+    fn find(&self, writer: ServerId, exposed: u64) -> (Stream, Option<u64>) {
+        let word = |which| self.load(writer, which);
+        let (reclaimed, copied) = (word(read::FIRST_SEQ), word(read::COPIED_SEQ));
+        let (first_at, end) = (word(read::FIRST_AT), word(read::COPIED_AT));
+        let ring = self.geometry.stream_ring(writer);
+        let nothing = || (Stream::empty(0, 0, None), Some(copied));
+        let fits = end.checked_sub(first_at).is_some_and(|bytes| bytes <= ring.bytes);
+        if !fits || first_at % 8 != 0 || end > MAX_PLACE || copied > MAX_RECORDS {
+            return nothing();
+        }
+        let changed = from_word(word(read::CHANGED));
         let mut stream = Stream::empty(copied, first_at, changed);
         let mut bytes = Vec::new();
         if end > first_at {
             // One that is not counted was never admitted: then there is none.
             let first = self.whole(writer, first_at, end, &mut bytes);
-            let Some((record, _)) = first else { return Err(damaged(copied)) };
+            let Some((record, _)) = first else { return nothing() };
             let seq = record.stamp.seq.0;
             if seq != copied + 1 {
-                stream = Stream::empty(seq - 1, first_at, changed);
+                stream = Stream::empty(seq.saturating_sub(1), first_at, changed);
             }
         }
-        if stream.first > reclaimed || reclaimed > exposed || exposed > copied {
-            return Err(damaged(copied));
+        if stream.first > reclaimed || reclaimed > copied {
+            return nothing();
         }
+        let mut damaged = None;
         while stream.copied < copied {
             let (seq, at) = (stream.copied + 1, stream.end());
             let (record, behind) = match self.whole(writer, at, end, &mut bytes) {
                 Some(whole) if whole.0.stamp.seq.0 == seq => whole,
-                _ => return Err(damaged(seq)),
+                _ => {
+                    damaged = Some(seq);
+                    break;
+                }
             };
             stream.push(&record, behind);
-            if seq > exposed {
+            if seq > exposed.max(reclaimed) {
                 stream.waiting.push_back(record.stamp.seen);
             }
         }
-        stream.exposed = exposed;
+        if stream.copied < reclaimed {
+            return nothing();
+        }
         while stream.first < reclaimed {
             stream.pop();
         }
         stream.stable = reclaimed;
-        self.store(writer, read::COPIED_AT, stream.end());
-        self.store(writer, read::EXPOSED_AT, stream.place(exposed + 1));
+        (stream, damaged)
+    }
+
+    /// A stream that was found is what the host goes on with.
+    fn settle(&mut self, writer: ServerId, stream: Stream) {
+        let (end, exposed) = (stream.end(), stream.exposed);
+        let exposed_at = stream.place(exposed + 1);
         self.streams[writer.index()] = stream;
+        self.store(writer, read::EXPOSED_SEQ, exposed);
+        self.store(writer, read::COPIED_AT, end);
+        self.store(writer, read::EXPOSED_AT, exposed_at);
         self.show_first(writer);
         self.show_stable(writer);
-        Ok(())
     }
 
     /// The record of `writer` at place `at`, and the place behind it, if it is whole and ends at
@@ -302,14 +344,15 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
 
     /// Section 6: jumps, in every stream that is not so far, to `cut`, which is causally closed:
     /// the records before it are gone everywhere. `changed` says of each stream what
-    /// [`Self::last_change`] is there. The own stream stays: nobody else adds to it. Returns
-    /// whether any stream jumped. [`Self::expose`] must follow.
+    /// [`Self::last_change`] is there. The own stream stays, unless this host recovers (R6): nobody
+    /// else adds to it. Returns whether any stream jumped. [`Self::expose`] must follow.
     pub fn jump(&mut self, cut: &[u64], changed: &[Option<Term>]) -> bool {
         let mut any = false;
         for (writer, (cut, changed)) in ServerId::all(self.geometry.n).zip(cut.iter().zip(changed))
         {
             let stream = &self.streams[writer.index()];
-            if stream.copied >= *cut || writer == self.geometry.server {
+            let own = writer == self.geometry.server && !self.recovering();
+            if stream.copied >= *cut || own {
                 continue;
             }
             assert!(*cut <= MAX_RECORDS, "a peer's word is checked before it comes here");
