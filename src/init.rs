@@ -50,8 +50,9 @@ const EXPLANATION: &str = "\
 #
 # [limits]
 # max_payload_bytes   largest payload of one order
-# ring_bytes          room for each server's records in each read file: a power of two. It holds
-#                     all records since the cluster was made; the file is sparse
+# ring_bytes          room for each server's records in each read file: a power of two. Four
+#                     checkpoints fill it, so records of some seconds lie there; it is all that
+#                     records ever take
 # write_ring_bytes    room in each write file: a power of two
 # window              batches that may be proposed past the last committed one
 # retain_messages     delivered messages that a guest keeps for listeners

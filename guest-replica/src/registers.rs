@@ -103,6 +103,7 @@ impl Registers {
         geometry.check_write(&write).map_err(layout(&places.write))?;
         let files = GuestRegisters::attach(geometry, header.clone(), write)
             .map_err(layout(&places.read))?;
+        files.populate();
         Ok(Some(Registers {
             life: (files.incarnation(), files.recovering().is_some()),
             files,
@@ -241,9 +242,9 @@ impl Registers {
     pub(crate) fn check_full(&mut self) {
         if self.files.stream_full() && !self.said_full {
             self.said_full = true;
-            tracing::error!(
-                "the ring of this server's stream is full and its host takes nothing more; nothing is \
-                 reclaimed yet, so make a new cluster with a larger ring_bytes in cluster.toml"
+            tracing::warn!(
+                "the ring of this server's stream is full: its host takes nothing more until a \
+                 checkpoint is stable"
             );
         }
     }

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use cluster::{Cluster, Peer, await_raw_closed, connect, reply_key};
-use guest_replica::{GuestError, Options, limits};
+use guest_replica::{Options, limits};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use protocol::messages::{Body, Delivery, Reply, ToClient, ToServer};

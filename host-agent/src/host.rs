@@ -133,6 +133,10 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             news: true,
         };
         this.registers.set_stream_full(false);
+        // What is here was exposed and counted before, or could have been.
+        this.registers.expose();
+        this.checkpoints.look(&this.registers);
+        this.reclaim();
         this.expose();
         this.publish_hints(now);
         this
@@ -422,7 +426,6 @@ impl<R: WordsMut, W: Words> Host<R, W> {
 
     fn expose(&mut self) {
         self.news |= self.registers.expose();
-        // Also when nothing is new: a host that starts again has exposed all before.
         let stable = self.checkpoints.look(&self.registers);
         if stable > 0 {
             self.registers.count(Counter::Checkpoints, stable);

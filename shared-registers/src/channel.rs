@@ -18,7 +18,7 @@ use crate::codec::Reader;
 use crate::crypto::{ClusterId, FrameKey, MAC_BYTES, MacKey, TAG_BYTES};
 use crate::ids::{ClientId, ServerId};
 
-const MAGIC: &[u8; 8] = b"DifATo/2";
+const MAGIC: &[u8; 8] = b"DifATo/3";
 const PARTY_BYTES: usize = 5;
 /// Random bytes that each end contributes.
 pub const NONCE_BYTES: usize = 16;

@@ -94,8 +94,8 @@ impl Default for Timing {
 pub struct Limits {
     /// Largest payload of one order.
     pub max_payload_bytes: usize,
-    /// Ring of each stream in a read file: a power of two. It holds all records since the cluster
-    /// was made, as long as nothing is reclaimed; the file is sparse.
+    /// Ring of each server in a read file: a power of two. It holds the records since the last
+    /// stable checkpoint and, as long as there is room, those before.
     pub ring_bytes: u64,
     /// Ring of a write file: a power of two.
     pub write_ring_bytes: u64,
@@ -111,7 +111,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             max_payload_bytes: 1 << 20,
-            ring_bytes: 1 << 30,
+            ring_bytes: 64 << 20,
             write_ring_bytes: 1 << 24,
             window: 64,
             retain_messages: 1_000_000,
@@ -530,7 +530,7 @@ mod tests {
             ("window = 64", "windo = 64", ", windo: unknown field `windo`"),
             ("f = 1\n", "", "missing field `f`"),
             ("host_down_ms = 100", "host_down_ms = 0", "host_down_ms = 0"),
-            ("ring_bytes = 1073741824", "ring_bytes = 1000000", "ring_bytes = 1000000"),
+            ("ring_bytes = 67108864", "ring_bytes = 1000000", "ring_bytes = 1000000"),
             ("id = 2", "id = 1", "id = 1"),
             ("change_ms = 600", "change_ms = 60", "change_ms = 60"),
             ("resend_ms = 300", "resend_ms = 30000", "resend_ms = 30000"),

@@ -33,6 +33,11 @@ pub trait Words {
             out.extend_from_slice(&self.load(index, Ordering::Relaxed).to_le_bytes());
         }
     }
+    /// Maps `count` words from `start` on, if there is anything to map, so that loading them for the
+    /// first time costs nothing later. A hint: whether it worked shows in nothing but time.
+    fn populate(&self, start: usize, count: usize) {
+        let _ = (start, count);
+    }
     /// Whether there are no words.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -103,6 +108,9 @@ impl<W: Words + ?Sized> Words for std::sync::Arc<W> {
     }
     fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
         (**self).copy_out(start, count, out);
+    }
+    fn populate(&self, start: usize, count: usize) {
+        (**self).populate(start, count);
     }
 }
 
@@ -183,6 +191,14 @@ impl Words for MappedReadOnly {
     }
     fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
         self.0.copy_out(start, count, out);
+    }
+    fn populate(&self, start: usize, count: usize) {
+        // A hole of a file on a disk stays one: its pages are the page cache's. In a file that lives
+        // in memory they are there from now on. What is on a disk only comes in large parts.
+        let map = &self.0.map;
+        for advice in [Advice::Sequential, Advice::PopulateRead, Advice::Random] {
+            let _ = map.advise_range(advice, start * 8, count * 8);
+        }
     }
 }
 
@@ -314,6 +330,11 @@ impl Ring {
         words.prefault(self.word(at), (bytes / 8) as usize);
     }
 
+    /// Maps the ring's first `bytes` bytes, for reading.
+    pub fn populate<W: Words>(&self, words: &W, bytes: u64) {
+        words.populate(self.base, (bytes.min(self.bytes) / 8) as usize);
+    }
+
     /// The one word at place `at`.
     pub fn get_word<W: Words>(&self, words: &W, at: u64) -> u64 {
         words.load(self.word(at), Ordering::Relaxed)
@@ -395,6 +416,12 @@ mod tests {
         let (rw, ro) = (MappedReadWrite::map(&file).unwrap(), MappedReadOnly::map(&file).unwrap());
         rw.store(5, 42, Ordering::Release);
         assert_eq!(ro.load(5, Ordering::Acquire), 42);
+        // Populated before or after, and past the end: it changes nothing.
+        ro.populate(0, 512);
+        ro.populate(0, 1 << 20);
+        assert_eq!(ro.load(5, Ordering::Acquire), 42);
+        rw.store(6, 43, Ordering::Release);
+        assert_eq!(ro.load(6, Ordering::Acquire), 43);
     }
 
     #[test]

@@ -34,7 +34,11 @@ fn main() -> io::Result<()> {
     let record = bodies.iter().chain(&records).map(|bytes| [&[0], &bytes[..]].concat());
     write("record", record.collect())?;
     let mut frames: Vec<_> = records.iter().map(|bytes| [&[0, 2], &bytes[..]].concat()).collect();
-    frames.push([&[0, 1, 5, 0, 0, 0], &[0; 8 * N][..]].concat());
+    frames.push([&[0, 1, 5, 0, 0, 0, 2, 0, 0, 0], &[0; 8 * N][..]].concat());
+    // A JUMP: three words that name a checkpoint and its digest, and per stream a cut and a term.
+    let words = [1_u64, 9, 7, 7, 7, 7, 0, 0, 4, 2, 5, 0];
+    let words = words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
+    frames.push([&[0, 3], &words[..]].concat());
     write("peer_frame", frames)?;
     write("cluster_toml", vec![print(&cluster())])?;
     write("key_file", key_files())

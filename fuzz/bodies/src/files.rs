@@ -93,7 +93,7 @@ impl Poke {
         match *self {
             Poke::Stream { writer, which, word } => {
                 let writer = ServerId(u16::from(writer) % N as u16);
-                let which = usize::from(which) % (read::EXPOSED_AT + 1);
+                let which = usize::from(which) % (read::ARRIVING + 1);
                 word.poke(memory, stream_word(writer, which));
             }
             Poke::Header { at, word } => {

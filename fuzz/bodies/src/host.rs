@@ -3,6 +3,8 @@
 //! bodies, right MACs, allowed CHANGEs (R1), its own name (R2), one history (R3), causal stamps
 //! and causal exposure (R4).
 
+use std::collections::BTreeMap;
+
 use arbitrary::{Arbitrary, Unstructured};
 use host_agent::{Host, Input, Now, PeerFault};
 use shared_registers::guest_side::{GuestRegisters, Next};
@@ -19,6 +21,7 @@ use crate::files::{Memory, Word, geometry, host_config, memory};
 const ME: ServerId = ServerId(0);
 const LENGTHS: u8 = 1;
 const RECORD: u8 = 2;
+const JUMP: u8 = 3;
 const FRAME_MAGIC: u64 = 0x4472_4146 << 32;
 
 #[derive(Arbitrary, Debug)]
@@ -38,7 +41,9 @@ enum Act<'a> {
     /// A peer sends any bytes.
     Bytes { peer: bool, bytes: &'a [u8] },
     /// A peer says what it has.
-    Lengths { peer: bool, linked: u8, counts: [u8; N] },
+    Lengths { peer: bool, linked: u8, full: u8, counts: [u8; N] },
+    /// A peer says where to go on, with a CHANGE of each writer's.
+    Jump { peer: bool, batch: u8, cut: [u8; N], changes: [u8; N] },
     /// A peer hands over a record, in its place or so far off.
     Record { peer: bool, writer: u8, off: i8, seen: [u8; N], body: BodyDraft<'a> },
     /// The host's frames to a peer are taken.
@@ -62,7 +67,7 @@ struct World {
 #[derive(Default)]
 struct Judge {
     /// Per stream, the records as they were first seen: they never change (R3).
-    records: [Vec<Vec<u8>>; N],
+    records: [BTreeMap<u64, Vec<u8>>; N],
     /// All CHANGEs.
     changes: Vec<(Term, Position)>,
     /// How many records of each stream the guest has read.
@@ -86,8 +91,8 @@ pub(crate) fn peer_frame(bytes: &[u8]) {
     let mut world = World::new();
     world.link(1, true);
     world.link(2, true);
-    world.lengths(1, 0, [0; N]);
-    world.lengths(2, 0, [0; N]);
+    world.lengths(1, 0, 0, [0; N]);
+    world.lengths(2, 0, 0, [0; N]);
     let mut frame = bytes.to_vec();
     if first & 1 == 1 && frame.len() > 9 && frame[0] == RECORD {
         let (len, crc) = (frame.len() as u32 - 1, crc32fast::hash(&frame[9..]));
@@ -133,8 +138,18 @@ impl World {
                 let limit = self.geometry.max_record_bytes() + 1;
                 self.peer_frame(peer(second), &bytes[..bytes.len().min(limit)]);
             }
-            Act::Lengths { peer: second, linked, counts } => {
-                self.lengths(peer(second), linked, counts);
+            Act::Lengths { peer: second, linked, full, counts } => {
+                self.lengths(peer(second), linked, full, counts);
+            }
+            Act::Jump { peer: second, batch, cut, changes } => {
+                let mut frame = vec![JUMP];
+                let head = [0, u64::from(batch), 0, 0, 0, 0];
+                head.iter().for_each(|word| frame.extend(word.to_le_bytes()));
+                for (cut, change) in cut.iter().zip(changes) {
+                    frame.extend(u64::from(*cut).to_le_bytes());
+                    frame.extend(u64::from(change).to_le_bytes());
+                }
+                self.peer_frame(peer(second), &frame);
             }
             Act::Record { peer: second, writer, off, seen, body } => {
                 let frame = self.record(ServerId(u16::from(writer) % N as u16), off, seen, &body);
@@ -193,10 +208,11 @@ impl World {
         self.host().step(now, input).expect("only peers' frames fail");
     }
 
-    fn lengths(&mut self, peer: u16, linked: u8, counts: [u8; N]) {
+    fn lengths(&mut self, peer: u16, linked: u8, full: u8, counts: [u8; N]) {
         let mut frame = vec![LENGTHS];
         frame.extend(u32::from(linked).to_le_bytes());
-        frame.extend([0; 5]); // nothing is full, and it does not recover
+        frame.extend(u32::from(full).to_le_bytes());
+        frame.push(0); // it does not recover
         for count in counts {
             frame.extend(u64::from(count).to_le_bytes());
             frame.extend([0; 4]);
@@ -228,6 +244,10 @@ impl World {
         let refused = |world: &mut World| world.host().registers().counter(Counter::LinkRefused);
         let before = refused(self);
         let own = self.host().registers().copied(ME);
+        let copied = |world: &mut World| {
+            ServerId::all(N).map(|k| world.host().registers().copied(k)).collect::<Vec<_>>()
+        };
+        let had = copied(self);
         let result = self.host().step(now, Input::PeerFrame(ServerId(peer), bytes));
         let malformed = matches!(result, Err(PeerFault::Malformed(_)));
         assert_eq!(refused(self) - before, u64::from(malformed), "refused and not counted");
@@ -235,6 +255,10 @@ impl World {
             assert!(theirs > ours && ours == own);
         }
         assert_eq!(self.host().registers().copied(ME), own, "a peer wrote the own stream");
+        if bytes.first() == Some(&JUMP) {
+            let has = copied(self);
+            self.judge.jumped(bytes, &had, &has);
+        }
     }
 
     fn send(&mut self, peer: u16, count: u8) {
@@ -245,10 +269,11 @@ impl World {
             }
             match frame.first() {
                 Some(&LENGTHS) => assert_eq!(frame.len(), 10 + 12 * N),
+                Some(&JUMP) => assert_eq!(frame.len(), 49 + 16 * N),
                 Some(&RECORD) => {
                     let record = Record::decode(&frame[1..], N).expect("a host sends records");
                     let Stamp { writer, seq, .. } = record.stamp;
-                    let known = &self.judge.records[writer.index()][seq.0 as usize - 1];
+                    let known = &self.judge.records[writer.index()][&seq.0];
                     assert_eq!(known, &frame[1..], "a record changed on its way");
                 }
                 other => panic!("a host sends a frame of kind {other:?}"),
@@ -280,18 +305,34 @@ impl Judge {
     fn read_back(&mut self, registers: &HostRegisters<Memory, Memory>) {
         let mut bytes = Vec::new();
         for writer in ServerId::all(N) {
-            let known = self.records[writer.index()].len() as u64;
-            let copied = registers.copied(writer).0;
+            let known = self.records[writer.index()].last_key_value().map_or(0, |(seq, _)| *seq);
+            let (first, copied) = (registers.first(writer).0, registers.copied(writer).0);
             assert!(known <= copied, "R3: a stream shrinks");
-            assert!(registers.exposed(writer).0 <= copied, "exposed and not here");
-            for seq in known + 1..=copied {
+            let exposed = registers.exposed(writer).0;
+            assert!(first <= exposed && exposed <= copied, "reclaimed unseen, or seen unborn");
+            for seq in first.max(known) + 1..=copied {
                 bytes.clear();
                 assert!(registers.record(writer, Seq(seq), &mut bytes));
                 self.judge(writer, Seq(seq), &bytes);
-                self.records[writer.index()].push(bytes.clone());
+                self.records[writer.index()].insert(seq, bytes.clone());
             }
         }
         self.check_exposure(registers);
+    }
+
+    /// R1: CHANGEs that a host jumped over count, each as its peer says.
+    fn jumped(&mut self, frame: &[u8], had: &[Seq], has: &[Seq]) {
+        for (k, (had, has)) in had.iter().zip(has).enumerate().filter(|(_, (had, has))| had < has) {
+            let word = |at: usize| {
+                let bytes = &frame[49 + 16 * k + at..][..8];
+                u64::from_le_bytes(bytes.try_into().expect("eight bytes"))
+            };
+            assert!(word(0) == has.0 && *had < Seq(word(0)), "jumped, and not to the cut");
+            if let Some(term) = word(8).checked_sub(1) {
+                let at = Position { writer: ServerId(k as u16), seq: *has };
+                self.changes.push((Term(term), at));
+            }
+        }
     }
 
     fn judge(&mut self, writer: ServerId, seq: Seq, bytes: &[u8]) {
@@ -332,8 +373,9 @@ impl Judge {
     fn check_exposure(&self, registers: &HostRegisters<Memory, Memory>) {
         let exposed = registers.exposed_all();
         for writer in ServerId::all(N) {
-            let Some(newest) = exposed[writer.index()].checked_sub(1) else { continue };
-            let bytes = &self.records[writer.index()][newest as usize];
+            // Of what it jumped over nothing is known.
+            let newest = self.records[writer.index()].get(&exposed[writer.index()]);
+            let Some(bytes) = newest else { continue };
             let record = Record::decode(bytes, N).expect("judged before");
             let past = record.stamp.seen.iter().zip(&exposed).all(|(seen, here)| seen <= here);
             assert!(past, "R4: exposed before its causal past");
@@ -346,7 +388,13 @@ impl Judge {
             loop {
                 match guest.next(writer) {
                     Next::Nothing => break,
-                    Next::Reclaimed => panic!("no checkpoint is claimed here"),
+                    Next::Reclaimed => {
+                        let first = guest.first(writer);
+                        assert!(first.0 > self.read[writer.index()], "told of what is here");
+                        self.read[writer.index()] = first.0;
+                        guest.seek(writer, first).expect("nobody moves it now");
+                        continue;
+                    }
                     Next::Damaged => panic!("a host exposes a damaged record"),
                     Next::Record(record) => {
                         self.read[writer.index()] += 1;

@@ -2,7 +2,9 @@
 
 mod admission;
 mod hostile;
+mod laps;
 mod processes;
+mod reclaiming;
 mod recovery;
 mod spreading;
 mod world;

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use host_agent::{Host, HostConfig, Input, Now, Turn};
-use shared_registers::crypto::{ClusterId, MacKey, Secret};
+use shared_registers::crypto::{ClusterId, Digest, MacKey, Secret};
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::host_side::{Counter, HostRegisters};
 use shared_registers::ids::{Batch, ClientId, Micros, OrderId, Seq, ServerId, Term};
 use shared_registers::layout::{DropReason, Geometry, read};
 use shared_registers::limits::RegisterLimits;
 use shared_registers::order::{self, OrderView};
-use shared_registers::record::{Accept, Body, Change, Propose, Reason, Vote};
+use shared_registers::record::{Accept, Body, Change, Checkpoint, Propose, Reason, Record, Vote};
 use shared_registers::words::VecWords;
 
 pub(crate) type Memory = Arc<VecWords>;
@@ -58,6 +58,13 @@ pub(crate) fn accept(upto: u64) -> Vec<u8> {
     encoded(&Body::Accept(Accept { term: Term(0), vote, checkpoint: None }))
 }
 
+/// A claim of the snapshot of this digest, for what lies before `cut`.
+pub(crate) fn claim(batch: u64, digest: u8, cut: &[u64]) -> Vec<u8> {
+    let (batch, digest, cut) = (Batch(batch), Digest([digest; 32]), cut.to_vec());
+    let checkpoint = Some(Checkpoint { term: Term(0), batch, digest, cut });
+    encoded(&Body::Accept(Accept { term: Term(0), vote: None, checkpoint }))
+}
+
 pub(crate) fn change(term: u64) -> Vec<u8> {
     encoded(&Body::Change(Change { term: Term(term), reason: Reason::Batch }))
 }
@@ -82,8 +89,12 @@ pub(crate) struct World {
 impl World {
     /// `n` servers, not connected.
     pub(crate) fn apart(n: usize) -> World {
+        World::with_rings(n, 1 << 16)
+    }
+
+    /// As [`Self::apart`], with rings that may be smaller than a cluster's ever are.
+    pub(crate) fn with_rings(n: usize, ring_bytes: u64) -> World {
         let now = Now { wall: Micros(1_700_000_000_000_000), mono: Micros(0) };
-        let ring_bytes = 1 << 16;
         let mut world = World { n, ring_bytes, now, servers: vec![], links: BTreeSet::new() };
         world.servers = (0..n as u16).map(|i| world.server(i)).collect();
         world
@@ -92,11 +103,18 @@ impl World {
     /// `n` servers, connected, and their first LENGTHS exchanged.
     pub(crate) fn new(n: usize) -> World {
         let mut world = World::apart(n);
-        for (a, b) in pairs(n) {
-            world.connect(a, b);
-        }
-        world.settle();
+        world.connect_all();
         world
+    }
+
+    /// Everybody is connected to everybody, and all that was to be said is said.
+    pub(crate) fn connect_all(&mut self) {
+        for (a, b) in pairs(self.n) {
+            if !self.links.contains(&(a, b)) {
+                self.connect(a, b);
+            }
+        }
+        self.settle();
     }
 
     pub(crate) fn geometry(&self, i: u16) -> Geometry {
@@ -308,6 +326,24 @@ impl World {
             }
             self.guest(i).advance(ServerId(writer));
         }
+    }
+
+    /// Record `seq` of `writer` as it lies at host `i`, if it does.
+    pub(crate) fn record(&mut self, i: u16, writer: u16, seq: u64) -> Option<Vec<u8>> {
+        let (mut bytes, n) = (Vec::new(), self.n);
+        let here = self.host(i).registers().record(ServerId(writer), Seq(seq), &mut bytes);
+        here.then(|| Record::decode(&bytes, n).expect("whole").body.to_vec())
+    }
+
+    /// How many records of each stream host `i` has reclaimed.
+    pub(crate) fn first(&mut self, i: u16) -> Vec<u64> {
+        let n = self.n;
+        ServerId::all(n).map(|writer| self.host(i).registers().first(writer).0).collect()
+    }
+
+    /// How many records of each stream host `i` has.
+    pub(crate) fn copied_all(&mut self, i: u16) -> Vec<u64> {
+        (0..self.n as u16).map(|writer| self.copied(i, writer)).collect()
     }
 
     /// A word of a host's read file.

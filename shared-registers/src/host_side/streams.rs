@@ -88,8 +88,10 @@ impl Stream {
     fn pop(&mut self) {
         self.places.pop_front();
         self.first += 1;
-        while let Some((_, term)) = self.changes.pop_front_if(|(seq, _)| *seq <= self.first) {
-            self.changed = Some(term);
+        // Terms only rise from one to the next.
+        if let Some((_, term)) = self.changes.front().filter(|(seq, _)| *seq <= self.first) {
+            self.changed = Some(*term);
+            self.changes.pop_front();
         }
     }
 }
