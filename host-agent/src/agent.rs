@@ -178,7 +178,7 @@ pub fn run(options: &Options, log: &mut dyn FnMut(Level, &str)) -> Result<(), Ag
     let bell = Bell::listen(&paths.bell(me), &net.epoll)?;
     let event = EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS);
     net.epoll.add(&signals, event).map_err(system("epoll"))?;
-    let opened = files::open(&paths, cluster.geometry(me))?;
+    let opened = files::open(&paths, cluster.geometry(me), cluster.limits.durability)?;
     let (start, exchange) = (Instant::now(), Micros::from_ms(cluster.timing.exchange_ms));
     let host = Host::new(HostConfig { order_keys, exchange }, opened.registers, now(start));
     let held = host.registers().copied(me);

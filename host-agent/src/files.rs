@@ -18,7 +18,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use shared_registers::cluster::Paths;
+use shared_registers::cluster::{Durability, Paths};
 use shared_registers::crypto::Digest;
 use shared_registers::host_side::HostRegisters;
 use shared_registers::ids::ServerId;
@@ -62,7 +62,12 @@ pub(crate) struct Opened {
 }
 
 /// Makes or opens the two files of `geometry`'s server.
-pub(crate) fn open(paths: &Paths, geometry: Geometry) -> Result<Opened, AgentError> {
+pub(crate) fn open(
+    paths: &Paths,
+    geometry: Geometry,
+    durability: Durability,
+) -> Result<Opened, AgentError> {
+    let durable = durability == Durability::Disk;
     let path = paths.write_file(geometry.server);
     let write = || {
         let file = sized(&path, geometry.write_file_bytes()).map_err(AgentError::file(&path))?;
@@ -78,10 +83,11 @@ pub(crate) fn open(paths: &Paths, geometry: Geometry) -> Result<Opened, AgentErr
         (false, true) => Ok(create(&read, geometry, write()?, boot)?),
         (false, false) => Err("is missing".to_owned()),
     };
-    let opened = match opened {
+    let mut opened = match opened {
         Ok(opened) => opened,
         Err(wrong) => recover(&read, geometry, write()?, boot, wrong)?,
     };
+    opened.registers = opened.registers.durable(durable);
     match fs::remove_file(&fresh) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(AgentError::file(&fresh)(error))
@@ -157,7 +163,8 @@ fn reopen(
         Err(why) => return Ok(Err(why.to_string())),
     };
     // R6: memory that went down with the machine may have held records that others have seen.
-    if registers.header(read::BOOT) != boot && registers.header(read::CLEAN) != 1 {
+    let kept = registers.header(read::DURABLE) == 1 || registers.header(read::CLEAN) == 1;
+    if registers.header(read::BOOT) != boot && !kept {
         let why = "was in use when the machine went down, so its last records may be lost";
         return Ok(Err(why.to_owned()));
     }

@@ -169,6 +169,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
     /// The next frame for `peer` replaces what is in `out`; false if there is none now. The frame
     /// counts as sent: drop the link rather than the frame.
     pub fn next_frame(&mut self, peer: ServerId, out: &mut Vec<u8>) -> bool {
+        self.commit();
         out.clear();
         let held = |writer| (self.registers.first(writer), self.registers.copied(writer));
         let stable = self.checkpoints.stable().filter(|_| self.covers);
@@ -199,12 +200,21 @@ impl<R: WordsMut, W: Words> Host<R, W> {
 
     /// Whether the guest sleeps and must be rung, because something was published for it.
     pub fn must_ring(&mut self) -> bool {
+        self.commit();
         std::mem::take(&mut self.news) && self.registers.must_ring()
     }
 
     /// Whether the guest has written frames that this host could take.
     pub fn has_frames(&self) -> bool {
         !self.waits() && self.registers.has_frames()
+    }
+
+    /// R6, durability `disk`: one sync for all that waits, before anything of it is exposed or sent.
+    fn commit(&mut self) {
+        if self.registers.commit() {
+            self.expose();
+            self.recover();
+        }
     }
 
     /// R7, R6: a frame that found no room finds none until a checkpoint is stable, and none is taken
@@ -240,7 +250,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             let (seq, drops) = match self.registers.take() {
                 Taken::Nothing => return Turn::default(),
                 Taken::Garbage => {
-                    let next = self.registers.copied(self.me).next();
+                    let next = self.registers.appended(self.me).next();
                     self.registers.notify_drop(next, DropReason::Framing, &[]);
                     self.news = true;
                     continue;
@@ -265,17 +275,23 @@ impl<R: WordsMut, W: Words> Host<R, W> {
 
     /// R1: admits the frame whose body was copied out, or drops it.
     fn frame(&mut self, now: Now, seq: Seq, drops: u64) -> Result<(), StreamFull> {
+        let mut seen = match broken(Canary::R4Stamp) {
+            false => self.registers.exposed_all(),
+            true => self.copied_all(),
+        };
+        let own = self.registers.appended(self.me);
+        seen[self.me.index()] = own.0;
         let moment = Moment {
             drops: self.registers.drops(),
-            seen: match broken(Canary::R4Stamp) {
-                false => self.registers.exposed_all(),
-                true => self.copied_all(),
-            },
+            seen,
             time: now.wall,
             incarnation: self.registers.floor(self.me),
         };
         let frame = Frame { seq, drops, body: &self.body };
-        let exposed = |writer| self.registers.last_change(writer, self.registers.exposed(writer));
+        let exposed = |writer| {
+            let upto = if writer == self.me { own } else { self.registers.exposed(writer) };
+            self.registers.last_change(writer, upto)
+        };
         let changes = || ServerId::all(self.n).map(exposed).collect();
         match self.admission.admit(&frame, moment, changes) {
             Ok((record, counter)) => {
@@ -293,7 +309,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             Err(Refusal::Drop { reason, orders, bad_macs }) => {
                 self.registers.count(Counter::OrderMacFailed, bad_macs);
                 // What is lost begins at the place that is still free, whatever the frame said.
-                let next = self.registers.copied(self.me).next();
+                let next = self.registers.appended(self.me).next();
                 self.registers.notify_drop(next, reason, &orders);
             }
         }
@@ -380,7 +396,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         self.peers.heard(peer, now.mono);
         self.registers.count(Counter::RecordFramesReceived, 1);
         let (writer, seq) = (record.stamp.writer, record.stamp.seq);
-        let next = self.registers.copied(writer).next();
+        let next = self.registers.appended(writer).next();
         if seq < next {
             self.registers.count(Counter::RecordsDuplicate, 1);
         } else if seq > next || (writer == self.me && self.recovery.is_none()) {

@@ -105,6 +105,19 @@ pub struct Limits {
     pub retain_messages: usize,
     /// How many bytes of payload it keeps for them.
     pub retain_bytes: usize,
+    /// What a host's records outlive before others see them (R6).
+    pub durability: Durability,
+}
+
+/// What a host's records outlive before others see them (R6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Its process. When the machine goes down, all other hosts are asked.
+    #[default]
+    Process,
+    /// Its machine: they are synced first.
+    Disk,
 }
 
 impl Default for Limits {
@@ -116,6 +129,7 @@ impl Default for Limits {
             window: 64,
             retain_messages: 1_000_000,
             retain_bytes: 256 << 20,
+            durability: Durability::Process,
         }
     }
 }

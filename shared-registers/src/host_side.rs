@@ -3,6 +3,7 @@
 
 mod streams;
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 use crate::ids::{Micros, Seq, ServerId};
@@ -132,6 +133,10 @@ pub struct HostRegisters<R: WordsMut, W: Words> {
     drops: u64,
     bell: Doorbell,
     copy: Vec<u8>,
+    /// R6: what counts has been synced.
+    durable: bool,
+    /// Something was appended or promised since the last sync.
+    unsynced: Cell<bool>,
 }
 
 impl<R: WordsMut, W: Words> HostRegisters<R, W> {
@@ -149,6 +154,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         geometry.check_read(&read)?;
         geometry.check_write(&write)?;
         let mut this = Self::empty(geometry, read, write);
+        this.durable = this.header(read::DURABLE) == 1;
         this.consumed = this.read.load(read::CONSUMED, Ordering::Relaxed) & !7;
         // The guest goes by this word too.
         this.read.store(read::CONSUMED, this.consumed, Ordering::Relaxed);
@@ -183,6 +189,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         let mut this = Self::empty(geometry, read, write);
         // Before anything else changes: so a kill is followed by another recovery, and the guest is
         // warned.
+        this.durable = this.header(read::DURABLE) == 1;
         this.read.store(read::CLEAN, 0, Ordering::Relaxed);
         this.read.store(read::RECOVERING, 1, Ordering::Relaxed);
         let others = ((1 << geometry.n) - 1) ^ (1 << geometry.server.0);
@@ -215,6 +222,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         self.set_waits(0);
         self.read.store(read::INCARNATION, u64::from(incarnation), Ordering::Relaxed);
         self.read.store(read::RECOVERING, 0, Ordering::Release);
+        self.unsynced.set(true);
     }
 
     /// R6: the least incarnation of `server` that is listened to. The own one's is this host's.
@@ -229,6 +237,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
     /// R6: stores it. It never falls.
     pub fn set_floor(&self, server: ServerId, floor: u32) {
         self.read.store(floor_word(server), floor_to_word(floor), Ordering::Relaxed);
+        self.unsynced.set(true);
     }
 
     fn empty(geometry: Geometry, read: R, write: W) -> Self {
@@ -244,7 +253,16 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
             drops: 0,
             bell,
             copy: Vec::new(),
+            durable: false,
+            unsynced: Cell::new(false),
         }
+    }
+
+    /// R6: from now on with durability `disk`, or not: then a record counts when it is synced. What
+    /// is in the file is synced already.
+    pub fn durable(self, durable: bool) -> Self {
+        self.set_header(read::DURABLE, u64::from(durable));
+        HostRegisters { durable, ..self }
     }
 
     /// Whose files, and their shape.
@@ -340,7 +358,10 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
 
     /// Stores such a word.
     pub fn set_header(&self, which: usize, value: u64) {
-        assert!([read::BOOT, read::CLEAN].contains(&which), "not a word of its caller's");
+        assert!(
+            [read::BOOT, read::CLEAN, read::DURABLE].contains(&which),
+            "not a word of its caller's"
+        );
         self.read.store(which, value, Ordering::Relaxed);
     }
 

@@ -44,6 +44,8 @@ pub mod read {
     pub const RECOVERING: usize = 11;
     /// One bit per host that it waits for then.
     pub const WAITS: usize = 12;
+    /// 1 if records count only once they are synced (R6, durability `disk`).
+    pub const DURABLE: usize = 13;
     /// The host's bell word.
     pub const HOST_NAP: usize = 16;
     /// Bytes of the write file's ring that the host has consumed, since the beginning.

@@ -53,6 +53,10 @@ pub trait WordsMut: Words {
     fn prefault(&self, start: usize, count: usize) {
         let _ = (start, count);
     }
+    /// Has what was stored outlive the machine's memory, if there is anything that does.
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// Makes `count` words from `start` on zero.
     fn clear(&self, start: usize, count: usize) {
         (start..start + count).for_each(|index| self.store(index, 0, Ordering::Relaxed));
@@ -123,6 +127,9 @@ impl<W: WordsMut + ?Sized> WordsMut for std::sync::Arc<W> {
     }
     fn prefault(&self, start: usize, count: usize) {
         (**self).prefault(start, count);
+    }
+    fn sync(&self) -> io::Result<()> {
+        (**self).sync()
     }
     fn clear(&self, start: usize, count: usize) {
         (**self).clear(start, count);
@@ -240,6 +247,9 @@ impl WordsMut for MappedReadWrite {
             last[..rest.len()].copy_from_slice(rest);
             word.store(u64::from_le_bytes(last), Ordering::Relaxed);
         }
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.1.sync_data()
     }
     fn clear(&self, start: usize, count: usize) {
         // A sparse file's holes are zero already, and stay holes; a device has none.

@@ -3,6 +3,7 @@
 mod admission;
 mod hostile;
 mod laps;
+mod power;
 mod processes;
 mod reclaiming;
 mod recovery;
