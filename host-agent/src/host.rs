@@ -173,14 +173,20 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         out.clear();
         let held = |writer| (self.registers.first(writer), self.registers.copied(writer));
         let stable = self.checkpoints.stable().filter(|_| self.covers);
+        let unnamed = self.recovery.as_ref().is_some_and(Recovery::unnamed);
+        if unnamed && !self.peers.owes_lengths(peer) {
+            return false; // R6: nobody takes what comes from no incarnation.
+        }
         match self.peers.owed(peer, held, stable.map(|stable| &stable.cut[..])) {
             None => return false,
             Some(Owed::Lengths) => {
                 let (held, floors) = (self.copied_all(), self.floors());
                 let recovering = self.recovery.is_some();
-                let unnamed = self.recovery.as_ref().is_some_and(Recovery::unnamed);
                 let own = Own { held: &held, floors: &floors, recovering, unnamed };
-                self.peers.encode_lengths(peer, &own, &self.full, out);
+                // R6: as long as it takes nothing, all rings are as good as full.
+                let oriented = self.recovery.as_ref().is_none_or(Recovery::oriented);
+                let full: Vec<bool> = self.full.iter().map(|full| *full || !oriented).collect();
+                self.peers.encode_lengths(peer, &own, &full, out);
             }
             Some(Owed::Record(writer, seq)) => {
                 out.push(RECORD);
@@ -320,7 +326,8 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         if !self.peers.is_up(peer) {
             return Ok(Turn::default());
         }
-        let listens = self.peers.listens(peer, self.registers.floor(peer));
+        let oriented = self.recovery.as_ref().is_none_or(Recovery::oriented);
+        let listens = oriented && self.peers.listens(peer, self.registers.floor(peer));
         let done = match PeerFrame::decode(bytes, self.n) {
             Ok(PeerFrame::Lengths(lengths)) => return self.lengths(now, peer, &lengths),
             // R6: it may know of records that this host has promised to take from nobody.
@@ -344,7 +351,13 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         }
         let (theirs, ours) = (Seq(said.counts[self.me.index()]), self.registers.copied(self.me));
         match &mut self.recovery {
-            Some(recovery) => recovery.answer(peer, said),
+            Some(recovery) => {
+                let before = recovery.oriented();
+                recovery.answer(peer, said);
+                if recovery.oriented() != before {
+                    self.peers.announce();
+                }
+            }
             None if theirs > ours => return Err(PeerFault::Rollback { theirs, ours }),
             None => {}
         }
@@ -379,7 +392,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             Step::Wait(hosts) => self.registers.set_waits(hosts),
             Step::Ask(incarnation) => {
                 self.registers.set_floor(me, incarnation);
-                self.peers.announce();
+                self.peers.start_over();
             }
             Step::Done(incarnation) => {
                 self.registers.recovered(incarnation);

@@ -239,6 +239,12 @@ impl Peers {
         self.peers[peer.index()].state == LinkState::Up
     }
 
+    /// R6: this host is another incarnation from now on: what it sent before was perhaps not taken.
+    pub(crate) fn start_over(&mut self) {
+        self.peers.iter_mut().for_each(|peer| peer.session = None);
+        self.announce();
+    }
+
     /// R6: whether what comes from `peer` comes from an incarnation that is listened to.
     pub(crate) fn listens(&self, peer: ServerId, floor: u32) -> bool {
         self.peers[peer.index()].incarnation.is_some_and(|incarnation| incarnation >= floor)
@@ -307,6 +313,11 @@ impl Peers {
         if judge {
             (session.judged, session.held) = (now, held);
         }
+    }
+
+    /// Whether [`Self::owed`] begins with LENGTHS.
+    pub(crate) fn owes_lengths(&self, peer: ServerId) -> bool {
+        self.peers[peer.index()].owes_lengths
     }
 
     /// What this host owes `peer` next. Of each stream it has `held`: so many records were

@@ -18,6 +18,11 @@
 //! So there are two passes: in the first the asker learns which incarnations there were, from
 //! whatever all others say; in the second it asks as the next one.
 //!
+//! A host that has lost its file has lost the floors that it promised to keep, too. So it takes no
+//! records before it has heard of them again: from `f` hosts that are past their first pass, one of
+//! which at least has not lost them. (No floor was raised since without this host: whoever raises
+//! one waits for its answer, past its first pass.)
+//!
 //! Records that come from third hosts are taken all the while: whoever sends them has answered with
 //! them, or will. Incarnations are even; an odd floor says that its host is retired, and that nobody
 //! needs to wait for it. It comes back as the next incarnation above, as all do that recover.
@@ -74,6 +79,12 @@ impl Recovery {
     /// Whether this host has yet to learn which incarnations of it there were.
     pub(crate) fn unnamed(&self) -> bool {
         self.incarnation.is_none()
+    }
+
+    /// Whether it knows the floors that there are, so that it may take records.
+    pub(crate) fn oriented(&self) -> bool {
+        let named = self.answers.iter().flatten().filter(|answer| !answer.unnamed).count();
+        !self.unnamed() || named >= self.answers.len() / 2
     }
 
     /// What to do, with these floors, and so many own records here and exposed.

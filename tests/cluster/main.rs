@@ -13,6 +13,7 @@ mod damaged_macs;
 mod demo;
 mod failures;
 mod noise;
+mod recovery;
 mod rejoin;
 mod support;
 mod up;

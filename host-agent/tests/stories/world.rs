@@ -419,7 +419,7 @@ impl World {
     pub(crate) fn consumed(&self, i: u16) -> u64 {
         use shared_registers::words::Words;
         let memory = &self.servers[usize::from(i)].read;
-        memory.load(read::CONSUMED, std::sync::atomic::Ordering::SeqCst)
+        memory.load(read::CONSUMED, Ordering::SeqCst)
     }
 }
 
