@@ -11,7 +11,7 @@ use shared_registers::ids::ServerId;
 use shared_registers::layout::{read, stream_word};
 
 use crate::support::clients::{Caller, one_order};
-use crate::support::command::{Running, children_of, difato, runs};
+use crate::support::command::{Running, Said, children_of, difato, runs};
 use crate::support::permit::Permit;
 use crate::support::{Builder, Cluster, Folder, Role, path, until};
 
@@ -32,6 +32,10 @@ fn word(file: &File, index: usize) -> u64 {
     let mut bytes = [0; 8];
     file.read_exact_at(&mut bytes, 8 * index as u64).unwrap();
     u64::from_le_bytes(bytes)
+}
+
+fn retire(cluster: &Cluster, id: &str) -> Said {
+    cluster.folder.command("retire", &["--id", id])
 }
 
 /// Host agent 1 is killed, something happens to its file, and it comes back with its guest, which
@@ -153,12 +157,11 @@ fn it_waits_for_a_host_that_is_away_until_that_is_retired_or_comes_back() {
     let said = cluster.folder.command("status", &[]).done();
     assert!(said.contains("server 3: its host recovers and waits for host 4"), "{said}");
 
-    let retire = |id: &str| cluster.folder.command("retire", &["--id", id]);
-    assert!(retire("4").done().contains("Server 4 is retired"));
-    let again = retire("4");
+    assert!(retire(&cluster, "4").done().contains("Server 4 is retired"));
+    let again = retire(&cluster, "4");
     assert_eq!(again.code, Some(2), "{again}");
     assert!(again.stderr.contains("server 4 is retired already"), "{again}");
-    let unknown = retire("5");
+    let unknown = retire(&cluster, "5");
     assert_eq!(unknown.code, Some(2), "{unknown}");
     assert!(unknown.stderr.contains("unknown server 5"), "{unknown}");
     await_log(&cluster, 3, "host agent 3 has recovered");
@@ -177,9 +180,9 @@ fn it_waits_for_a_host_that_is_away_until_that_is_retired_or_comes_back() {
     }
     orders.extend(caller.invoke_all("after", 20));
     assert!(orders.iter().copied().eq(1..=60), "{orders:?}");
-    assert!(retire("0").done().contains("Server 0 is retired"));
-    assert!(retire("4").done().contains("Server 4 is retired"));
-    let many = retire("1");
+    assert!(retire(&cluster, "0").done().contains("Server 0 is retired"));
+    assert!(retire(&cluster, "4").done().contains("Server 4 is retired"));
+    let many = retire(&cluster, "1");
     assert_eq!(many.code, Some(2), "{many}");
     assert!(many.stderr.contains("2 servers are retired already, and f = 2"), "{many}");
 }
