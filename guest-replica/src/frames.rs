@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn frames_wait_in_order_and_the_first_one_given_up_is_named() {
         let limits = RegisterLimits {
-            max_payload_bytes: 64,
+            max_payload_bytes: 1 << 20,
             ring_bytes: 1 << 22,
             write_ring_bytes: 1 << 22,
         };

@@ -123,7 +123,7 @@ fn claims_of_f_broken_in_guests_reclaim_nothing() {
 }
 
 /// Laps of guest 0's ring, of which host `away` gets nothing. Returns the last stable cut.
-fn laps(world: &mut World, away: u16) -> Vec<u64> {
+pub(crate) fn laps(world: &mut World, away: u16) -> Vec<u64> {
     let mut cut = vec![];
     for batch in 1..=4 {
         fill(world);

@@ -6,6 +6,7 @@ use shared_registers::ids::{Seq, ServerId};
 use shared_registers::layout::{read, stream_word};
 use shared_registers::record::Record;
 
+use crate::reclaiming::laps;
 use crate::world::{World, accept};
 
 /// Server `i` writes as many records; all get them.
@@ -394,4 +395,43 @@ fn a_host_that_is_killed_as_it_recovers_recovers_again() {
     world.join(0);
     world.exchanges(1);
     assert_eq!(world.waits(0), None);
+}
+
+#[test]
+fn what_others_have_reclaimed_of_the_own_stream_is_jumped_over() {
+    let mut world = World::new(5);
+    laps(&mut world, 4);
+    world.crash(0);
+    world.lose(0);
+    world.join(0);
+    world.exchanges(6);
+    let own = world.copied(1, 0);
+    assert_eq!((world.waits(0), world.copied_all(0)), (None, world.copied_all(1)));
+    assert!(world.first(0)[0] > 0 && world.counter(0, Counter::Jumps) > 0);
+    new_guest(&mut world, 0);
+    write_some(&mut world, 0, 1);
+    assert_eq!(world.copied(2, 0), own + 1);
+    assert_one_history(&world);
+}
+
+#[test]
+fn a_damaged_stream_that_others_have_reclaimed_is_cut_and_jumped_over() {
+    // Its own stream, and a third host's.
+    for host in [0, 2] {
+        let mut world = World::new(5);
+        laps(&mut world, 4);
+        world.crash(host);
+        let ring = world.geometry(host).stream_ring(ServerId(0));
+        // All over the ring: nothing of the stream is left.
+        for word in 0..(ring.bytes / 8 / 16) as usize {
+            world.poke(host, ring.base + 16 * word + 5, |word| word ^ 1);
+        }
+        world.recover(host);
+        assert_eq!(world.copied(host, 0), 0);
+        world.join(host);
+        world.exchanges(8);
+        assert_eq!((world.waits(host), world.copied_all(host)), (None, world.copied_all(1)));
+        assert!(world.counter(host, Counter::Jumps) > 0);
+        assert_one_history(&world);
+    }
 }
