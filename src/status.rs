@@ -195,7 +195,7 @@ fn render(answers: &[Answer]) -> String {
             Answer::Down { .. } => None,
         })
     };
-    let mut text = columns(&lines) + &notes;
+    let mut text = columns(&lines) + &notes + &waiting(up());
     for table in [render_memory(up()), render_counters(up())] {
         if !table.is_empty() {
             text += "\n\n";
@@ -255,6 +255,24 @@ fn render_memory<'a>(up: impl Iterator<Item = &'a Up>) -> String {
     if lines.len() == 1 { String::new() } else { columns(&lines) }
 }
 
+/// R6: whose host recovers, and for whom it waits.
+fn waiting<'a>(up: impl Iterator<Item = &'a Up>) -> String {
+    let mut text = String::new();
+    for Up { id, counters, .. } in up {
+        let hosts = counters.get("host_waits_for").copied().unwrap_or(0);
+        let hosts = (0..u64::BITS).filter(|host| hosts >> host & 1 == 1);
+        let hosts: Vec<String> = hosts.map(|host| host.to_string()).collect();
+        if !hosts.is_empty() {
+            let s = if hosts.len() == 1 { "" } else { "s" };
+            text += &format!(
+                "\nserver {id}: its host recovers and waits for host{s} {}; it serves what there is",
+                hosts.join(", ")
+            );
+        }
+    }
+    text
+}
+
 /// A line for each counter, a column for each server that answered.
 fn render_counters<'a>(up: impl Iterator<Item = &'a Up>) -> String {
     let up: Vec<_> = up.map(|up| (up.id, &up.counters)).collect();
@@ -288,7 +306,7 @@ mod tests {
             term: Term(4),
             committed: 9,
             delivered: OrderNumber(12),
-            counters: vec![("z".into(), 1), ("a".into(), 2)],
+            counters: vec![("z".into(), 1), ("host_waits_for".into(), 5), ("a".into(), 2)],
             ..Status::default()
         };
         let stable = Some(StableAt { term: Term(3), batch: 7, order: Some(OrderNumber(10)) });
@@ -317,7 +335,7 @@ mod tests {
         let down = serde_json::json!({"id": 0, "up": false, "why": json[0]["why"]});
         let up = serde_json::json!({
             "id": 1, "up": true, "term": 4, "sequencer": 1, "committed": 9, "delivered": 12,
-            "behind": 0, "chain": "00".repeat(32), "counters": {"a": 2, "z": 1},
+            "behind": 0, "chain": "00".repeat(32), "counters": {"a": 2, "host_waits_for": 5, "z": 1},
             "stable": {"term": 3, "batch": 7, "order": 10}, "window": {"used": 1, "limit": 4},
             "rings": [{"used": 64, "bytes": 128}],
             "held": {"history": 0, "snapshot": 0, "orders": 0}, "catching_up": null,
@@ -341,5 +359,6 @@ mod tests {
         );
         assert!(text.contains("\n1                 3      7     10     25%    50%"), "{text}");
         assert!(text.contains("\na               2         -\n"), "{text}");
+        assert!(text.contains("\nserver 1: its host recovers and waits for hosts 0, 2;"), "{text}");
     }
 }

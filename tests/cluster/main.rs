@@ -14,6 +14,7 @@ mod damaged_macs;
 mod demo;
 mod failures;
 mod noise;
+mod recovery;
 mod rejoin;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the target `storm` uses the rest")]

@@ -206,17 +206,6 @@ impl Cluster {
         thread.join().unwrap()
     }
 
-    /// How a guest ends by itself.
-    pub(crate) fn await_end(&mut self, id: usize) -> Result<(), GuestError> {
-        let (_stop, thread) = self.guests[id].take().unwrap();
-        let until = Instant::now() + PATIENCE;
-        while !thread.is_finished() {
-            assert!(Instant::now() < until, "guest {id} does not end");
-            thread::yield_now();
-        }
-        thread.join().unwrap()
-    }
-
     pub(crate) fn client(&self, client: u32, server: u16) -> Peer {
         Peer::dial(self, Party::Client(ClientId(client)), server, reply_key(client, server))
     }
