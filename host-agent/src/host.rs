@@ -409,6 +409,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             Step::Ask(incarnation) => {
                 self.registers.set_floor(me, incarnation);
                 self.peers.start_over();
+                self.recover();
             }
             Step::Done(incarnation) => {
                 self.registers.recovered(incarnation);
