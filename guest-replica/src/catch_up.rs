@@ -2,7 +2,7 @@
 //!
 //! It looks through what is left of the streams for checkpoint claims, which say what is stable;
 //! fetches the snapshot of the newest stable checkpoint from the other guests, who may lie but not
-//! about that; and has all streams read on behind its cut. The cluster does not wait meanwhile: it
+//! about that, or takes it from its own store; and has all streams read on behind its cut. The cluster does not wait meanwhile: it
 //! goes on looking, and as soon as a newer checkpoint is stable it turns to that one, since nobody
 //! keeps the one before. What has not changed between the two is not fetched again; nor is what a
 //! replica that fell behind knew already.
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use protocol::messages::{CatchingUp, Stage, ToGuest};
 use protocol::replica::Config;
-use protocol::snapshot::{Part, Snapshot};
+use protocol::snapshot::{Entry, Part, Snapshot};
 use protocol::transfer::{Fetch, FetchConfig};
 use shared_registers::checkpoint::Claims;
 use shared_registers::guest_side::Next;
@@ -20,9 +20,12 @@ use shared_registers::record::{Body, Checkpoint, Record};
 
 use crate::counters::Counters;
 use crate::error::GuestError;
-use crate::limits::{RECORDS_PER_PASS, RECORDS_PER_TURN, SOURCE_SILENCE, TRANSFER_LOG_EVERY};
+use crate::limits::{
+    RECORDS_PER_PASS, RECORDS_PER_TURN, SOURCE_SILENCE, STORE_BYTES_PER_TURN, TRANSFER_LOG_EVERY,
+};
 use crate::peers::{News, Peers};
 use crate::registers::{Files, Registers};
+use crate::store::Store;
 
 /// A guest without a replica, on its way to one.
 pub(crate) struct CatchUp {
@@ -32,6 +35,10 @@ pub(crate) struct CatchUp {
     /// Everything that is left was looked at once.
     looked: bool,
     fetch: Option<Fetch>,
+    /// The own store was asked for the manifest.
+    asked_for_manifest: bool,
+    /// Parts that it is still to be asked for; `None` as long as the manifest is not there.
+    to_load: Option<Vec<Entry>>,
     /// Parts of a snapshot that are known already.
     known: Vec<Arc<Part>>,
     began: Micros,
@@ -59,6 +66,8 @@ impl CatchUp {
             claims: Claims::new(n, stable),
             looked: false,
             fetch: None,
+            asked_for_manifest: false,
+            to_load: None,
             known,
             began: now,
             source: None,
@@ -74,6 +83,7 @@ impl CatchUp {
         now: Micros,
         registers: &mut Registers,
         peers: &mut Peers,
+        store: &Store,
         counters: &mut Counters,
     ) -> Result<bool, GuestError> {
         let more = self.look(registers)?;
@@ -81,8 +91,33 @@ impl CatchUp {
         if self.looked && !self.is_whole(&registers.files) {
             self.choose(&registers.files);
         }
-        self.fetch(now, peers, counters);
+        self.take_answers(now, peers, counters);
+        // Others are asked for what is not here.
+        if self.load(store, counters) {
+            return Ok(true);
+        }
+        self.ask(now, peers);
         Ok(more)
+    }
+
+    /// Takes out of the own store what is wanted and there, some MiB at a time. Returns whether there
+    /// may be more.
+    fn load(&mut self, store: &Store, counters: &mut Counters) -> bool {
+        let Some(fetch) = &mut self.fetch else { return false };
+        if !std::mem::replace(&mut self.asked_for_manifest, true) {
+            store.offer_manifest(fetch, counters);
+        }
+        if !fetch.has_manifest() {
+            return false;
+        }
+        let to_load = self.to_load.get_or_insert_with(|| fetch.missing().copied().collect());
+        let mut bytes = 0;
+        while bytes < STORE_BYTES_PER_TURN {
+            let Some(entry) = to_load.pop() else { return false };
+            bytes += entry.size;
+            store.offer_part(entry, fetch, counters);
+        }
+        true
     }
 
     /// Counts the claims of records that are there. Returns whether there may be more.
@@ -131,7 +166,8 @@ impl CatchUp {
         if known || is_reclaimed(stable, files) {
             return;
         }
-        tracing::info!(term = %stable.term, batch = %stable.batch.0, "fetching a snapshot");
+        tracing::info!(term = %stable.term, batch = %stable.batch.0, "a snapshot is wanted");
+        (self.asked_for_manifest, self.to_load) = (false, None);
         match &mut self.fetch {
             Some(fetch) => fetch.restart(stable.clone()),
             None => {
@@ -142,7 +178,7 @@ impl CatchUp {
         }
     }
 
-    fn fetch(&mut self, now: Micros, peers: &mut Peers, counters: &mut Counters) {
+    fn take_answers(&mut self, now: Micros, peers: &mut Peers, counters: &mut Counters) {
         let news = peers.take_news();
         let Some(fetch) = &mut self.fetch else { return };
         for news in news {
@@ -158,14 +194,18 @@ impl CatchUp {
                 News::Lost(source) => fetch.on_lost(now, source),
             }
         }
+        let lies = fetch.lies();
+        counters.snapshot_lies += lies - self.lies;
+        self.lies = lies;
+    }
+
+    fn ask(&mut self, now: Micros, peers: &mut Peers) {
+        let Some(fetch) = &mut self.fetch else { return };
         let mut questions = Vec::new();
         fetch.poll(now, &mut questions);
         for (source, question) in questions {
             peers.ask(source, &question);
         }
-        let lies = fetch.lies();
-        counters.snapshot_lies += lies - self.lies;
-        self.lies = lies;
         if now >= self.log_at && !fetch.is_complete() {
             self.log_at = now.plus(TRANSFER_LOG_EVERY);
             self.log(now);
@@ -223,7 +263,7 @@ impl CatchUp {
             from = %self.source.map_or_else(|| "nobody yet".to_owned(), |s| format!("server {s}")),
             lies = progress.lies,
             seconds = %format_args!("{:.1}", now.since(self.began).0 as f64 / 1e6),
-            "fetching a snapshot",
+            "getting a snapshot",
         );
     }
 }

@@ -10,6 +10,7 @@
 mod answers;
 mod reading;
 mod report;
+mod storing;
 
 use std::io::ErrorKind;
 use std::mem::take;
@@ -31,10 +32,11 @@ use crate::connections::{Bounds, Connections};
 use crate::counters::Counters;
 use crate::error::GuestError;
 use crate::limits::{ACCEPT_PAUSE, ACCEPTS_PER_TURN, HINTS_EVERY, WAIT_LOG_EVERY, WAIT_STEP};
-use crate::net::{BELL, FIRST_CONNECTION, LISTENER, Poll, STOP, Token, token_peer};
+use crate::net::{BELL, FIRST_CONNECTION, LISTENER, Poll, STOP, STORE, Token, token_peer};
 use crate::peers::Peers;
 use crate::registers::{Places, Registers};
 use crate::setup::Setup;
+use crate::store::Store;
 use crate::subscriptions::Subscriptions;
 
 /// The `now` of the core: since the process started.
@@ -53,6 +55,7 @@ pub(crate) fn run(
     stop: impl AsFd,
 ) -> Result<(), GuestError> {
     let listener = setup.listen()?;
+    let store = setup.store()?;
     let mut poll = Poll::new().map_err(GuestError::system("make an epoll instance"))?;
     poll.watch(&stop, STOP, EpollFlags::EPOLLIN)
         .map_err(GuestError::system("watch for the end"))?;
@@ -62,6 +65,8 @@ pub(crate) fn run(
     };
     poll.watch(&listener, LISTENER, EpollFlags::EPOLLIN)
         .map_err(GuestError::system("watch the payload address"))?;
+    poll.watch(store.event(), STORE, EpollFlags::EPOLLIN)
+        .map_err(GuestError::system("watch the store"))?;
     let guest = Guest {
         n: setup.cluster.n(),
         clock,
@@ -73,6 +78,7 @@ pub(crate) fn run(
         connections: Connections::new(setup.identity(), Bounds::default()),
         subscriptions: Subscriptions::default(),
         peers: setup.peers(),
+        store,
         counters,
         listener,
         accept_after: None,
@@ -140,7 +146,8 @@ enum Core {
 }
 
 impl Core {
-    fn reading(replica: Replica) -> Core {
+    fn reading(mut replica: Replica) -> Core {
+        replica.claim_after_store();
         Core::Replica { replica: Box::new(replica), at_work: false }
     }
 
@@ -188,6 +195,7 @@ struct Guest {
     connections: Connections,
     subscriptions: Subscriptions,
     peers: Peers,
+    store: Store,
     counters: Counters,
     listener: TcpListener,
     /// Nothing is accepted before this; the listener is not watched meanwhile.
@@ -247,6 +255,7 @@ impl Guest {
                     self.registers.on_bell(now, &mut self.counters);
                     rung = true;
                 }
+                STORE => self.on_stored(),
                 FIRST_CONNECTION.. => {
                     self.connections.on_event(*token, *flags, &mut self.counters);
                 }
@@ -267,6 +276,7 @@ impl Guest {
             self.begin_work();
         }
         self.act(rung);
+        self.store();
         self.carry_out();
         let more = self.deliver();
         self.connections.flush(&self.poll);

@@ -84,9 +84,9 @@ impl Guest {
     /// Goes on with catching up. Returns whether there is more to do at once.
     pub(super) fn catch_up(&mut self) -> Result<bool, GuestError> {
         let now = self.clock.now();
-        let Guest { core, registers, peers, counters, .. } = self;
+        let Guest { core, registers, peers, store, counters, .. } = self;
         let Core::CatchingUp(catch_up) = core else { return Ok(false) };
-        let more = catch_up.turn(now, registers, peers, counters)?;
+        let more = catch_up.turn(now, registers, peers, store, counters)?;
         // P6: its own stream must be complete before it is read, so that nothing is written twice.
         if !catch_up.is_whole(&registers.files) || !registers.files.drained() {
             return Ok(more);

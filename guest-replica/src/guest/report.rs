@@ -23,7 +23,9 @@ impl Guest {
         let bytes = files.geometry().limits.ring_bytes;
         let used = |writer| (bytes.saturating_sub(files.room(writer)), bytes);
         status.rings = ServerId::all(self.n).map(used).collect();
-        self.counters.list(&mut status.counters);
+        let mut counters = self.counters.clone();
+        self.store.count(&mut counters);
+        counters.list(&mut status.counters);
         status.counters.push(("connections".to_owned(), self.connections.len() as u64));
         list_host(&files.counters(), files.stream_full(), &mut status.counters);
         status
