@@ -1,19 +1,17 @@
 //! Catching up (P6, section 6): the way back of a guest whose records are reclaimed.
 //!
 //! It looks through what is left of the streams for checkpoint claims, which say what is stable;
-//! fetches the snapshot of the newest stable checkpoint from the other guests, who may lie but not
-//! about that; and has all streams read on behind its cut. The cluster does not wait meanwhile: it
-//! goes on looking, and as soon as a newer checkpoint is stable it turns to that one, since nobody
-//! keeps the one before. What has not changed between the two is not fetched again; nor is what a
-//! replica that fell behind knew already. A snapshot that this guest itself has [saved](crate::saved)
-//! will do if the streams vouch for it and what lies behind its cut is still there.
+//! takes the snapshot of the newest stable checkpoint out of its own store, as far as it is there,
+//! and fetches the rest from the other guests, who may lie but not about that; and has all streams
+//! read on behind its cut. The cluster does not wait meanwhile: it goes on looking, and as soon as a
+//! newer checkpoint is stable it turns to that one, since nobody keeps the one before. What has not
+//! changed between the two is not fetched again; nor is what a replica that fell behind knew already.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use protocol::messages::{CatchingUp, Stage, ToGuest};
 use protocol::replica::Config;
-use protocol::snapshot::{Part, Snapshot};
+use protocol::snapshot::{Entry, Part, Snapshot};
 use protocol::transfer::{Fetch, FetchConfig};
 use shared_registers::checkpoint::Claims;
 use shared_registers::guest_side::Next;
@@ -22,9 +20,12 @@ use shared_registers::record::{Accept, Body, Checkpoint, Record};
 
 use crate::counters::Counters;
 use crate::error::GuestError;
-use crate::limits::{RECORDS_PER_PASS, RECORDS_PER_TURN, SOURCE_SILENCE, TRANSFER_LOG_EVERY};
+use crate::limits::{
+    RECORDS_PER_PASS, RECORDS_PER_TURN, SOURCE_SILENCE, STORE_BYTES_PER_TURN, TRANSFER_LOG_EVERY,
+};
 use crate::peers::{News, Peers};
 use crate::registers::{Files, Registers};
+use crate::store::Store;
 
 /// A guest without a replica, on its way to one.
 pub(crate) struct CatchUp {
@@ -34,11 +35,12 @@ pub(crate) struct CatchUp {
     /// Everything that is left was looked at once.
     looked: bool,
     fetch: Option<Fetch>,
+    /// The own store was asked for the manifest.
+    asked_for_manifest: bool,
+    /// Parts that it is still to be asked for; `None` as long as the manifest is not there.
+    to_load: Option<Vec<Entry>>,
     /// Parts of a snapshot that are known already.
     known: Vec<Arc<Part>>,
-    /// A snapshot that was on disk, and who claims it.
-    saved: Option<Snapshot>,
-    vouchers: BTreeSet<ServerId>,
     began: Micros,
     /// Who sent something last.
     source: Option<ServerId>,
@@ -48,12 +50,12 @@ pub(crate) struct CatchUp {
 }
 
 impl CatchUp {
-    /// Begins. `known`: parts of a snapshot that are at hand, and one that is there whole; `stable`: the last stable checkpoint
+    /// Begins. `known`: parts of a snapshot that are at hand; `stable`: the last stable checkpoint
     /// that is known of.
     pub(crate) fn new(
         config: &Config,
         now: Micros,
-        (known, saved): (Vec<Arc<Part>>, Option<Snapshot>),
+        known: Vec<Arc<Part>>,
         stable: Option<Checkpoint>,
         files: &mut Files,
     ) -> CatchUp {
@@ -64,9 +66,9 @@ impl CatchUp {
             claims: Claims::new(n, stable),
             looked: false,
             fetch: None,
+            asked_for_manifest: false,
+            to_load: None,
             known,
-            saved,
-            vouchers: BTreeSet::new(),
             began: now,
             source: None,
             bytes: 0,
@@ -81,6 +83,7 @@ impl CatchUp {
         now: Micros,
         registers: &mut Registers,
         peers: &mut Peers,
+        store: &Store,
         counters: &mut Counters,
     ) -> Result<bool, GuestError> {
         let more = self.look(registers)?;
@@ -88,8 +91,33 @@ impl CatchUp {
         if self.looked && !self.is_whole(&registers.files) {
             self.choose(&registers.files);
         }
-        self.fetch(now, peers, counters);
+        self.take_answers(now, peers, counters);
+        // Others are asked for what is not here.
+        if self.load(store, counters) {
+            return Ok(true);
+        }
+        self.ask(now, peers);
         Ok(more)
+    }
+
+    /// Takes out of the own store what is wanted and there, some MiB at a time. Returns whether there
+    /// may be more.
+    fn load(&mut self, store: &Store, counters: &mut Counters) -> bool {
+        let Some(fetch) = &mut self.fetch else { return false };
+        if !std::mem::replace(&mut self.asked_for_manifest, true) {
+            store.offer_manifest(fetch, counters);
+        }
+        if !fetch.has_manifest() {
+            return false;
+        }
+        let to_load = self.to_load.get_or_insert_with(|| fetch.missing().copied().collect());
+        let mut bytes = 0;
+        while bytes < STORE_BYTES_PER_TURN {
+            let Some(entry) = to_load.pop() else { return false };
+            bytes += entry.size;
+            store.offer_part(entry, fetch, counters);
+        }
+        true
     }
 
     /// Counts the claims of records that are there. Returns whether there may be more.
@@ -125,10 +153,7 @@ impl CatchUp {
                     return Err(GuestError::Damaged { path, writer });
                 }
                 Next::Record(record) => {
-                    let saved = self.saved.as_ref().map(Snapshot::checkpoint);
-                    if count_claim(&mut self.claims, self.config.n, &record, saved) {
-                        self.vouchers.insert(writer);
-                    }
+                    count_claim(&mut self.claims, self.config.n, &record);
                 }
             }
             registers.files.advance(writer);
@@ -143,7 +168,8 @@ impl CatchUp {
         if known || is_reclaimed(stable, files) {
             return;
         }
-        tracing::info!(term = %stable.term, batch = %stable.batch.0, "fetching a snapshot");
+        tracing::info!(term = %stable.term, batch = %stable.batch.0, "a snapshot is wanted");
+        (self.asked_for_manifest, self.to_load) = (false, None);
         match &mut self.fetch {
             Some(fetch) => fetch.restart(stable.clone()),
             None => {
@@ -154,7 +180,7 @@ impl CatchUp {
         }
     }
 
-    fn fetch(&mut self, now: Micros, peers: &mut Peers, counters: &mut Counters) {
+    fn take_answers(&mut self, now: Micros, peers: &mut Peers, counters: &mut Counters) {
         let news = peers.take_news();
         let Some(fetch) = &mut self.fetch else { return };
         for news in news {
@@ -170,32 +196,26 @@ impl CatchUp {
                 News::Lost(source) => fetch.on_lost(now, source),
             }
         }
+        let lies = fetch.lies();
+        counters.snapshot_lies += lies - self.lies;
+        self.lies = lies;
+    }
+
+    fn ask(&mut self, now: Micros, peers: &mut Peers) {
+        let Some(fetch) = &mut self.fetch else { return };
         let mut questions = Vec::new();
         fetch.poll(now, &mut questions);
         for (source, question) in questions {
             peers.ask(source, &question);
         }
-        let lies = fetch.lies();
-        counters.snapshot_lies += lies - self.lies;
-        self.lies = lies;
         if now >= self.log_at && !fetch.is_complete() {
             self.log_at = now.plus(TRANSFER_LOG_EVERY);
             self.log(now);
         }
     }
 
-    /// The snapshot that was saved, if `f + 1` claim it and what lies behind its cut is there.
-    fn saved(&self, files: &Files) -> Option<&Snapshot> {
-        let vouched = self.looked && self.vouchers.len() > self.config.n / 2;
-        let saved = self.saved.as_ref().filter(|_| vouched);
-        saved.filter(|saved| !is_reclaimed(saved.checkpoint(), files))
-    }
-
     /// Whether a snapshot is there, and what lies behind its cut too.
     pub(crate) fn is_whole(&self, files: &Files) -> bool {
-        if self.saved(files).is_some() {
-            return true;
-        }
         let fetch = self.fetch.as_ref().filter(|fetch| fetch.is_complete());
         fetch.is_some_and(|fetch| !is_reclaimed(fetch.wanted(), files))
     }
@@ -203,10 +223,7 @@ impl CatchUp {
     /// Takes the snapshot, and has all streams read on behind its cut. `None` if that was reclaimed
     /// just now: then it goes on.
     pub(crate) fn take_snapshot(&mut self, now: Micros, files: &mut Files) -> Option<Snapshot> {
-        let snapshot = match self.saved(files) {
-            Some(_) => self.saved.take()?,
-            None => self.fetch.as_ref()?.snapshot()?,
-        };
+        let snapshot = self.fetch.as_ref()?.snapshot()?;
         let cut = &snapshot.checkpoint().cut;
         for (writer, read) in ServerId::all(self.config.n).zip(cut) {
             if files.seek(writer, Seq(*read)).is_err() {
@@ -248,7 +265,7 @@ impl CatchUp {
             from = %self.source.map_or_else(|| "nobody yet".to_owned(), |s| format!("server {s}")),
             lies = progress.lies,
             seconds = %format_args!("{:.1}", now.since(self.began).0 as f64 / 1e6),
-            "fetching a snapshot",
+            "getting a snapshot",
         );
     }
 }
@@ -259,18 +276,9 @@ fn is_reclaimed(checkpoint: &Checkpoint, files: &Files) -> bool {
     cuts.into_iter().any(|(writer, cut)| files.first(writer).0 > *cut)
 }
 
-/// Counts the claim of a record, if it has one. Returns whether it claims what was `saved`.
-fn count_claim(
-    claims: &mut Claims,
-    n: usize,
-    record: &Record<'_>,
-    saved: Option<&Checkpoint>,
-) -> bool {
-    let Ok(Body::Accept(Accept { checkpoint: Some(claim), .. })) = Body::decode(record.body, n)
-    else {
-        return false;
-    };
-    claims.count(&record.stamp, &claim);
-    let seen = claim.cut.iter().zip(&record.stamp.seen).all(|(cut, seen)| cut <= seen);
-    seen && saved == Some(&claim)
+/// Counts the claim of a record, if it has one.
+fn count_claim(claims: &mut Claims, n: usize, record: &Record<'_>) {
+    if let Ok(Body::Accept(Accept { checkpoint: Some(claim), .. })) = Body::decode(record.body, n) {
+        claims.count(&record.stamp, &claim);
+    }
 }

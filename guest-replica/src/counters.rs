@@ -31,6 +31,16 @@ counters! {
     times_behind,
     /// Times that this guest went on from a snapshot.
     snapshots_restored,
+    /// Snapshots written to the own store.
+    snapshots_stored,
+    /// Bytes of them that were not there before.
+    snapshot_bytes_stored,
+    /// Times that one could not be written.
+    snapshot_store_failures,
+    /// Bytes of snapshots that were found in the own store.
+    snapshot_bytes_loaded,
+    /// Manifests and parts there that were not what their names say.
+    snapshot_files_damaged,
     /// Bytes of snapshots that were fetched.
     snapshot_bytes_fetched,
     /// Answers of other guests that were not what was asked for.

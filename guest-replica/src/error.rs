@@ -67,6 +67,14 @@ pub enum GuestError {
         /// What is wrong with it.
         source: LayoutError,
     },
+    /// The guest's own folder for snapshots cannot be used.
+    #[error("cannot keep snapshots in {path}: {source}; it must be a folder of this user's")]
+    Store {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// The snapshot that `f + 1` servers vouch for is none that this server can start from.
     #[error(
         "the cluster's stable snapshot does not fit {path} or the application; every server must \

@@ -10,6 +10,7 @@
 mod answers;
 mod reading;
 mod report;
+mod storing;
 
 use std::io::ErrorKind;
 use std::mem::take;
@@ -31,11 +32,11 @@ use crate::connections::{Bounds, Connections};
 use crate::counters::Counters;
 use crate::error::GuestError;
 use crate::limits::{ACCEPT_PAUSE, ACCEPTS_PER_TURN, HINTS_EVERY, WAIT_LOG_EVERY, WAIT_STEP};
-use crate::net::{BELL, FIRST_CONNECTION, LISTENER, Poll, STOP, Token, token_peer};
+use crate::net::{BELL, FIRST_CONNECTION, LISTENER, Poll, STOP, STORE, Token, token_peer};
 use crate::peers::Peers;
 use crate::registers::{Places, Registers};
-use crate::saved::Saved;
 use crate::setup::Setup;
+use crate::store::Store;
 use crate::subscriptions::Subscriptions;
 
 /// The `now` of the core: since the process started.
@@ -75,6 +76,7 @@ fn live(
     stop: impl AsFd,
     listener: &TcpListener,
 ) -> Result<End, GuestError> {
+    let store = setup.store()?;
     let mut poll = Poll::new().map_err(GuestError::system("make an epoll instance"))?;
     poll.watch(&stop, STOP, EpollFlags::EPOLLIN)
         .map_err(GuestError::system("watch for the end"))?;
@@ -85,6 +87,8 @@ fn live(
     let listener = listener.try_clone().map_err(GuestError::system("share the listener"))?;
     poll.watch(&listener, LISTENER, EpollFlags::EPOLLIN)
         .map_err(GuestError::system("watch the payload address"))?;
+    poll.watch(store.event(), STORE, EpollFlags::EPOLLIN)
+        .map_err(GuestError::system("watch the store"))?;
     let guest = Guest {
         n: setup.cluster.n(),
         clock,
@@ -92,11 +96,11 @@ fn live(
         config: setup.config(),
         application,
         cluster_toml: setup.paths.cluster_toml(),
-        saved: Saved::new(setup.paths.dir().join("snapshots").join(setup.me.to_string())),
         registers,
         connections: Connections::new(setup.identity(), Bounds::default()),
         subscriptions: Subscriptions::default(),
         peers: setup.peers(),
+        store,
         counters,
         listener,
         accept_after: None,
@@ -168,7 +172,8 @@ enum Core {
 }
 
 impl Core {
-    fn reading(replica: Replica) -> Core {
+    fn reading(mut replica: Replica) -> Core {
+        replica.claim_after_store();
         Core::Replica { replica: Box::new(replica), at_work: false }
     }
 
@@ -212,11 +217,11 @@ struct Guest<'a> {
     application: &'a mut Factory,
     /// Where the configuration is from.
     cluster_toml: PathBuf,
-    saved: Saved,
     registers: Registers,
     connections: Connections,
     subscriptions: Subscriptions,
     peers: Peers,
+    store: Store,
     counters: Counters,
     listener: TcpListener,
     /// Nothing is accepted before this; the listener is not watched meanwhile.
@@ -243,7 +248,6 @@ impl Guest<'_> {
             self.registers.files.wake();
             if ready.iter().any(|(token, _)| *token == STOP) {
                 tracing::info!("asked to stop");
-                self.saved.finish(self.core.replica().and_then(Replica::snapshot));
                 return Ok(End::Asked);
             }
         }
@@ -280,6 +284,7 @@ impl Guest<'_> {
                     self.registers.on_bell(now, &mut self.counters);
                     rung = true;
                 }
+                STORE => self.on_stored(),
                 FIRST_CONNECTION.. => {
                     self.connections.on_event(*token, *flags, &mut self.counters);
                 }
@@ -300,6 +305,7 @@ impl Guest<'_> {
             self.begin_work();
         }
         self.act(rung);
+        self.store();
         self.carry_out();
         let more = self.deliver();
         self.connections.flush(&self.poll);
@@ -309,7 +315,6 @@ impl Guest<'_> {
     /// What is due by the clock.
     fn tend(&mut self, now: Micros) -> Result<(), GuestError> {
         self.connections.expire(now, &mut self.counters);
-        self.saved.tend(now, self.core.replica().and_then(Replica::snapshot));
         self.registers.tend_bell(now, &self.poll, &mut self.counters)?;
         if self.accept_after.is_some_and(|at| now >= at) {
             self.accept_after = None;

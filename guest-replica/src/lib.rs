@@ -1,10 +1,10 @@
 //! The guest process of a DifATo server.
 //!
 //! A guest runs in a virtual machine on its host and may be broken into; up to `f` of them may do
-//! anything. It holds no state of its own: the registers are its memory (P6). What it concludes
+//! anything. It holds no state of its own: registers and snapshots are its memory (P6). What it concludes
 //! and does is decided by the pure [core](protocol::replica); this crate gives the core what comes
 //! in and carries out what it says. One thread does it all, because each wake-up of another would
-//! cost more than the work:
+//! cost more than the work, but for what waits for a disk:
 //!
 //! ```text
 //!   payload network                                              registers
@@ -25,8 +25,8 @@
 //! | `guest` | the loop: answers, records, status |
 //! | `catch_up` | the way back when records are reclaimed |
 //! | `setup` | cluster, keys, address |
+//! | `store` | snapshots on this guest's own disk |
 //! | `registers` | the mapped files and the doorbell, through restarts of the host agent |
-//! | `saved` | a snapshot on disk, for when all guests start again |
 //! | `frames` | frames that wait for room in the write file |
 //! | `connections` | who connects, bounds, inboxes, where answers go |
 //! | `subscriptions` | cursors of those who listen |
@@ -54,8 +54,8 @@ pub mod limits;
 mod net;
 mod peers;
 mod registers;
-mod saved;
 mod setup;
+mod store;
 mod subscriptions;
 
 pub use error::GuestError;

@@ -3,7 +3,7 @@
 //! stands in `cluster.toml`.
 
 use shared_registers::ids::Micros;
-use shared_registers::limits::{MAX_CLIENTS, MAX_SERVERS};
+use shared_registers::limits::{CLAIMS_HELD, MAX_CLIENTS, MAX_SERVERS};
 
 /// Connections that are open at once, whoever is at the other end.
 pub const MAX_CONNECTIONS: usize =
@@ -53,6 +53,15 @@ pub const FORWARD_BYTES_QUEUED: usize = 8 << 20;
 pub const QUESTIONS_QUEUED: usize = 64;
 /// Pieces of snapshots that others are sent per turn, of 8 KiB: the work of a guest comes first.
 pub const PIECES_PER_TURN: usize = 64;
+/// Snapshots in a guest's own store: the stable one, and as many later ones as hosts count claims
+/// of. What is the same in two of them is there once.
+pub const SNAPSHOTS_STORED: usize = CLAIMS_HELD + 1;
+/// Bytes of its own store that a guest reads per turn when it starts from it, give or take a part.
+pub const STORE_BYTES_PER_TURN: u64 = 8 << 20;
+/// What could not be stored is tried again so often,
+pub const STORE_RETRY_MS: u64 = 1_000;
+/// and that is said every so many times.
+pub const STORE_LOG_EVERY: u64 = 30;
 /// A guest that is asked for a piece of a snapshot and sends nothing for so long is left alone for
 /// as long.
 pub const SOURCE_SILENCE: Micros = Micros::from_ms(1_000);

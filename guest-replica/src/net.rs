@@ -24,6 +24,8 @@ pub(crate) const LISTENER: Token = 0;
 pub(crate) const STOP: Token = 1;
 /// The host agent's doorbell.
 pub(crate) const BELL: Token = 2;
+/// The store has something to say.
+pub(crate) const STORE: Token = 3;
 const PEERS: Token = 16;
 /// The first token of an accepted connection.
 pub(crate) const FIRST_CONNECTION: Token = 1024;

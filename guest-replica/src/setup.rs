@@ -14,6 +14,7 @@ use crate::connections::{Identity, Keys};
 use crate::error::GuestError;
 use crate::limits::MAX_CONNECTIONS;
 use crate::peers::Peers;
+use crate::store::Store;
 
 /// A guest's place in its cluster.
 pub(crate) struct Setup {
@@ -50,6 +51,13 @@ impl Setup {
             path: self.paths.cluster_toml(),
             source,
         })
+    }
+
+    /// Opens this guest's own store of snapshots.
+    pub(crate) fn store(&self) -> Result<Store, GuestError> {
+        // Hosts promise no more than this: what a crash of the whole machine may take.
+        let sync = false;
+        Store::open(self.paths.snapshots(self.me), self.cluster.n(), sync)
     }
 
     /// The core's configuration.

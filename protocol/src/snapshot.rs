@@ -239,6 +239,20 @@ impl Manifest {
         from.end()?;
         Ok(Manifest { start, delivered, time, skipped, first, parts })
     }
+
+    /// Reads a manifest that was kept without its checkpoint, and says which that is. Whether it is
+    /// one that anybody claims is another matter.
+    pub fn decode_kept(bytes: &[u8], n: usize) -> Result<(Checkpoint, Manifest), Malformed> {
+        let mut from = Reader::new(bytes);
+        if from.array()? != TAG {
+            return Err(Malformed);
+        }
+        let start = Start::decode(&mut from, n)?;
+        let (digest, cut) = (Manifest::digest(bytes), start.cut());
+        let checkpoint = Checkpoint { term: start.term, batch: start.batch.0, digest, cut };
+        let manifest = Manifest::decode(bytes, &checkpoint)?;
+        Ok((checkpoint, manifest))
+    }
 }
 
 /// A snapshot: what a checkpoint names, whole.

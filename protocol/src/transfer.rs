@@ -292,26 +292,49 @@ impl Fetch {
     }
 
     fn on_manifest(&mut self, source: ServerId, bytes: Bytes) {
-        let Ok(manifest) = Manifest::decode(&bytes, &self.wanted) else {
-            return self.lied(source);
-        };
+        if !self.offer_manifest(bytes) {
+            self.lied(source);
+        }
+    }
+
+    /// Takes the manifest from somewhere else, an own store for example. Returns whether it is the
+    /// one that is wanted.
+    pub fn offer_manifest(&mut self, bytes: Bytes) -> bool {
+        let Ok(manifest) = Manifest::decode(&bytes, &self.wanted) else { return false };
         let named: BTreeMap<_, _> =
             manifest.parts.iter().map(|entry| (entry.digest, *entry)).collect();
         self.held.retain(|digest, part| named.get(digest) == Some(&part.entry()));
         let missing = named.into_iter().filter(|(digest, _)| !self.held.contains_key(digest));
         self.missing = missing.collect();
         self.manifest = Some((bytes, manifest));
+        true
+    }
+
+    /// Whether the manifest is there.
+    pub fn has_manifest(&self) -> bool {
+        self.manifest.is_some()
+    }
+
+    /// The parts that are still to come; none before the manifest is there.
+    pub fn missing(&self) -> impl Iterator<Item = &Entry> {
+        self.missing.values()
     }
 
     fn on_part(&mut self, source: ServerId, entry: Entry, bytes: Bytes) {
-        let Ok(part) = Part::verified(entry, bytes, &self.config.cluster) else {
-            return self.lied(source);
-        };
+        if !self.offer_part(entry, bytes) {
+            self.lied(source);
+        }
+    }
+
+    /// Takes a part from somewhere else, as [`Self::offer_manifest`] does.
+    pub fn offer_part(&mut self, entry: Entry, bytes: Bytes) -> bool {
+        let Ok(part) = Part::verified(entry, bytes, &self.config.cluster) else { return false };
         if self.missing.remove(&entry.digest).is_some() {
             self.held.insert(entry.digest, Arc::new(part));
         }
         // Whoever raced for it may turn to another.
         self.downloads.retain(|_, download| download.digest != entry.digest);
+        true
     }
 
     fn lied(&mut self, source: ServerId) {

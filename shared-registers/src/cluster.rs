@@ -10,6 +10,7 @@
 //! DIR/registers/0/read|write  the two register files of server 0
 //! DIR/registers/0/fresh       says that there were none yet
 //! DIR/retired.toml            servers that are gone for good, if there are any
+//! DIR/snapshots/0/            the snapshots of guest 0
 //! DIR/run/bell-0              its doorbell socket
 //! DIR/logs/                   one file per process
 //! ```
@@ -459,6 +460,11 @@ impl Paths {
     /// A server's write file.
     pub fn write_file(&self, id: ServerId) -> PathBuf {
         self.registers(id).join("write")
+    }
+
+    /// The folder where a guest keeps its snapshots: on its own disk, if it runs elsewhere.
+    pub fn snapshots(&self, id: ServerId) -> PathBuf {
+        self.0.join("snapshots").join(id.to_string())
     }
 
     /// The folder of the doorbell sockets.

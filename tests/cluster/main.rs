@@ -12,6 +12,7 @@ mod commands;
 mod counters;
 mod damaged_macs;
 mod demo;
+mod durable;
 mod failures;
 mod noise;
 mod recovery;

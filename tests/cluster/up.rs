@@ -10,7 +10,7 @@ use crate::support::permit::Permit;
 use crate::support::{Builder, Folder, path, until};
 
 /// Starts `cluster up` and waits until it says that all serve.
-fn up(folder: &Folder) -> Running {
+pub(crate) fn up(folder: &Folder) -> Running {
     let mut up = difato(["cluster", "up", path(&folder.dir)]).spawn();
     until("`cluster up` says that all serve", || {
         assert!(!up.has_ended(), "{}\n{}", up.stdout(), up.stderr());
@@ -20,7 +20,7 @@ fn up(folder: &Folder) -> Running {
 }
 
 /// Ctrl-C: it ends with exit code 0, and so do all its processes.
-fn interrupt(up: Running) {
+pub(crate) fn interrupt(up: Running) {
     let pids: Vec<i32> = children_of(up.pid()).into_iter().map(|(pid, _)| pid).collect();
     kill(Pid::from_raw(up.pid()), Signal::SIGINT).unwrap();
     let said = up.wait();

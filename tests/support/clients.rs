@@ -111,11 +111,22 @@ pub(crate) struct Traffic {
 
 impl Traffic {
     pub(crate) fn start(cluster: &Cluster, client: u32, in_flight: usize) -> Traffic {
-        let config = ClientConfig::load(&cluster.folder.dir, client).unwrap();
+        Traffic::start_large(&cluster.folder, client, in_flight, 0)
+    }
+
+    /// As [`Self::start`], with requests of at least so many bytes.
+    pub(crate) fn start_large(
+        folder: &Folder,
+        client: u32,
+        in_flight: usize,
+        bytes: usize,
+    ) -> Traffic {
+        let config = ClientConfig::load(&folder.dir, client).unwrap();
         let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
         let (stopped, count) = (stop.clone(), answered.clone());
-        let thread =
-            thread::spawn(move || runtime().block_on(send(config, in_flight, &stopped, &count)));
+        let thread = thread::spawn(move || {
+            runtime().block_on(send(config, (in_flight, bytes), &stopped, &count))
+        });
         Traffic { client, stop, answered, thread: Some(thread) }
     }
 
@@ -153,7 +164,7 @@ impl Drop for Traffic {
 
 async fn send(
     config: ClientConfig,
-    in_flight: usize,
+    (in_flight, bytes): (usize, usize),
     stop: &AtomicBool,
     answered: &AtomicUsize,
 ) -> Result<Vec<Answer>, ClientError> {
@@ -163,7 +174,8 @@ async fn send(
     loop {
         let stopped = stop.load(Ordering::Relaxed);
         if !stopped && under_way.len() < in_flight {
-            let payload = format!("message {sent}").into_bytes();
+            let mut payload = format!("message {sent}").into_bytes();
+            payload.resize(payload.len().max(bytes), b'.');
             sent += 1;
             under_way.push_back((payload.clone(), client.submit(payload).await?));
             tokio::time::sleep(PAUSE).await;

@@ -340,6 +340,16 @@ impl Cluster {
         child.wait().unwrap();
     }
 
+    /// Kills all processes at once (SIGKILL).
+    pub(crate) fn kill_all(&mut self) {
+        for child in self.processes.values_mut() {
+            child.kill().unwrap();
+        }
+        for (_, mut child) in std::mem::take(&mut self.processes) {
+            child.wait().unwrap();
+        }
+    }
+
     /// Has a process stop (SIGTERM).
     pub(crate) fn stop(&mut self, role: Role, id: u16) {
         let child = self.processes.get_mut(&(role, id)).expect("a process that runs");

@@ -75,28 +75,22 @@ impl Guest<'_> {
         let delivered = replica.last_delivered();
         tracing::warn!(%writer, %delivered, "records to be read are reclaimed: a snapshot is needed");
         self.counters.times_behind += 1;
-        let (mut parts, stable) = (replica.content().parts, replica.stable().cloned());
-        // Before anything was read it can only be the start.
-        let saved = match stable {
-            None => self.saved.load(self.n, &self.config.cluster),
-            Some(_) => None,
-        };
-        parts.extend(saved.iter().flat_map(|saved| saved.parts()).cloned());
+        let (parts, stable) = (replica.content().parts, replica.stable().cloned());
         // What it wanted to write, and what still waits to be written, is of a replica that is gone.
         self.out.retain(|output| !matches!(output, Output::Write { .. }));
         self.registers.forget_frames();
         let now = self.clock.now();
         let files = &mut self.registers.files;
-        let catch_up = CatchUp::new(&self.config, now, (parts, saved), stable, files);
+        let catch_up = CatchUp::new(&self.config, now, parts, stable, files);
         self.core = Core::CatchingUp(Box::new(catch_up));
     }
 
     /// Goes on with catching up. Returns whether there is more to do at once.
     pub(super) fn catch_up(&mut self) -> Result<bool, GuestError> {
         let now = self.clock.now();
-        let Guest { core, registers, peers, counters, .. } = self;
+        let Guest { core, registers, peers, store, counters, .. } = self;
         let Core::CatchingUp(catch_up) = core else { return Ok(false) };
-        let more = catch_up.turn(now, registers, peers, counters)?;
+        let more = catch_up.turn(now, registers, peers, store, counters)?;
         // P6: its own stream must be complete before it is read, so that nothing is written twice.
         if !catch_up.is_whole(&registers.files) || !registers.files.drained() {
             return Ok(more);

@@ -23,7 +23,9 @@ impl Guest<'_> {
         let bytes = files.geometry().limits.ring_bytes;
         let used = |writer| (bytes.saturating_sub(files.room(writer)), bytes);
         status.rings = ServerId::all(self.n).map(used).collect();
-        self.counters.list(&mut status.counters);
+        let mut counters = self.counters.clone();
+        self.store.count(&mut counters);
+        counters.list(&mut status.counters);
         status.counters.push(("connections".to_owned(), self.connections.len() as u64));
         let waits_for = files.recovering().unwrap_or(0);
         list_host(&files.counters(), files.stream_full(), waits_for, &mut status.counters);

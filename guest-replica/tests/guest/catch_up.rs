@@ -5,10 +5,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use protocol::application::KeyValue;
 use protocol::messages::{Status, ToClient, ToServer};
-use protocol::snapshot::Manifest;
 use shared_registers::crypto::Digest;
-use shared_registers::ids::{Batch, OrderNumber, Term};
-use shared_registers::record::Checkpoint;
+use shared_registers::ids::OrderNumber;
 
 use crate::cluster::{Cluster, Shape};
 use crate::liar::{Liar, Lie};
@@ -101,7 +99,9 @@ fn a_restarted_guest_whose_records_are_reclaimed_starts_from_a_snapshot_and_is_n
     cluster.start_guest(2);
     let status = await_same(&cluster, 2, 0);
     assert_eq!(count(&status, "snapshots_restored"), 1);
-    assert!(count(&status, "snapshot_bytes_fetched") > 8 << 20);
+    // What was the same in its own last snapshot was there; the rest had to come.
+    let bytes = ["snapshot_bytes_loaded", "snapshot_bytes_fetched"].map(|n| count(&status, n));
+    assert!(bytes[0] > 0 && bytes[1] > 0 && bytes[0] + bytes[1] > 8 << 20, "{bytes:?}");
     assert_eq!(cluster.status(0).stable.unwrap().batch, status.stable.unwrap().batch);
 
     // Now it is one of two: nothing is delivered without its votes, nor stable without its claims.
@@ -184,11 +184,11 @@ fn a_guest_catches_up_with_a_cluster_that_goes_on() {
 }
 
 #[test]
-fn when_all_guests_stopped_they_start_from_what_they_saved() {
+fn when_all_guests_stopped_they_start_from_what_they_stored() {
     let mut cluster = Cluster::start_with(Shape::TIGHT);
     let mut writer = Writer::new(512, 4096);
     for round in 1..=3 {
-        // One is left behind, so that what it saved is old, and it needs the others.
+        // One is left behind, so that what it stored is old, and it needs the others.
         writer.write(&cluster, 0, 4 << 20);
         cluster.stop_guest(2).unwrap();
         writer.write(&cluster, 0, 2 << 20);
@@ -204,38 +204,6 @@ fn when_all_guests_stopped_they_start_from_what_they_saved() {
             assert_eq!(count(&after, "snapshots_restored"), 1);
         }
     }
-}
-
-/// Whoever broke into a guest may have left it a snapshot: whole, but not so.
-#[test]
-fn a_saved_snapshot_that_the_streams_do_not_vouch_for_is_not_believed() {
-    let mut cluster = Cluster::start_with(Shape::TIGHT);
-    Writer::new(512, 4096).write(&cluster, 0, 4 << 20);
-    cluster.stop_guest(2).unwrap();
-    let path = cluster.saved(2);
-    let mut saved = std::fs::read(&path).unwrap();
-    let number = |at: usize| u64::from_le_bytes(saved[at..at + 8].try_into().unwrap());
-    let checkpoint = Checkpoint {
-        term: Term(number(16)),
-        batch: Batch(number(24)),
-        digest: Digest(saved[32..64].try_into().unwrap()),
-        cut: (0..3).map(|writer| number(66 + 8 * writer)).collect(),
-    };
-    let start = 94;
-    let end = start + u32::from_le_bytes(saved[90..94].try_into().unwrap()) as usize;
-    let parts = Manifest::decode(&saved[start..end], &checkpoint).unwrap().parts.len();
-    // How many orders were skipped, before the oldest kept, the number of parts, and 41 bytes of each.
-    let skipped = end - 41 * parts - 4 - 16;
-    saved[skipped] += 1;
-    let digest = Manifest::digest(&saved[start..end]);
-    saved[32..64].copy_from_slice(&digest.0);
-    std::fs::write(&path, saved).unwrap();
-
-    cluster.start_guest(2);
-    let (forged, other) = (await_same(&cluster, 2, 0), cluster.status(0));
-    assert_eq!(count(&forged, "snapshots_restored"), 1);
-    assert!(count(&forged, "snapshot_bytes_fetched") > 0, "it asked the others");
-    assert_eq!(count(&forged, "orders_skipped"), count(&other, "orders_skipped"));
 }
 
 /// How fast it is, with a state of so many MiB: `DIFATO_STATE_MIB`, 200 if it is not set.

@@ -34,6 +34,15 @@ struct Pending {
     content: Content,
 }
 
+/// What is in the store of a replica that claims nothing before it is there.
+#[derive(Default)]
+struct Stored {
+    /// What was handed out to be stored last.
+    handed: Option<(Term, Batch)>,
+    /// What is there, oldest first.
+    there: VecDeque<Checkpoint>,
+}
+
 /// Snapshots, and what was claimed of them.
 #[derive(Default)]
 pub(super) struct Checkpoints {
@@ -54,6 +63,8 @@ pub(super) struct Checkpoints {
     chunks: BTreeMap<(usize, usize), Arc<Part>>,
     /// Own snapshots that were not what became stable. Never, but for a fault here.
     differing: u64,
+    /// `None` if this replica has no store: then it claims at once.
+    stored: Option<Stored>,
 }
 
 impl Checkpoints {
@@ -173,15 +184,62 @@ impl Replica {
         Some(snapshot)
     }
 
+    /// From now on this replica claims a checkpoint only once its snapshot is in a store: whoever
+    /// calls this takes what [`Self::to_store`] gives, and says what [is there](Self::on_stored).
+    pub fn claim_after_store(&mut self) {
+        self.checkpoints.stored.get_or_insert_default();
+    }
+
+    /// A snapshot that is to be stored: the highest that could be claimed, or else the stable one,
+    /// if it was not handed out already. A newer one makes an older that still waits needless.
+    pub fn to_store(&mut self) -> Option<Arc<Snapshot>> {
+        self.checkpoints.stored.as_ref()?;
+        let claimable = self.claimable_snapshot();
+        let Checkpoints { stored, stable, .. } = &mut self.checkpoints;
+        let stored = stored.as_mut()?;
+        let mut candidates = claimable.iter().chain(stable.as_ref());
+        let missing = candidates.find(|made| !stored.there.contains(made.checkpoint()))?;
+        let at = (missing.checkpoint().term, missing.checkpoint().batch);
+        (stored.handed.replace(at) != Some(at)).then(|| missing.clone())
+    }
+
+    /// The snapshot of this checkpoint is in the store.
+    pub fn on_stored(&mut self, checkpoint: &Checkpoint) {
+        let Some(Stored { there, .. }) = &mut self.checkpoints.stored else { return };
+        if there.contains(checkpoint) {
+            return;
+        }
+        if there.len() == CLAIMS_HELD {
+            there.pop_front();
+        }
+        there.push_back(checkpoint.clone());
+    }
+
+    /// The stable checkpoint before which this replica needs nothing any more: what a store holds
+    /// of older ones may go.
+    pub fn settled(&self) -> Option<(Term, Batch)> {
+        self.checkpoints.settled
+    }
+
+    /// The highest checkpoint that could be claimed and whose snapshot is where it must be. With a
+    /// slow store that may not be the highest of all, which would be another whenever one is there.
+    fn ready_claim(&mut self) -> Option<Checkpoint> {
+        let Some(stored) = &self.checkpoints.stored else {
+            return self.claimable_snapshot().map(|snapshot| snapshot.checkpoint().clone());
+        };
+        let news = stored.there.iter().filter(|claim| self.reader.is_news(&claim.cut));
+        news.max_by_key(|claim| (claim.term, claim.batch)).cloned()
+    }
+
     /// The claim that is to be written now, if any. Each is written once.
     pub(super) fn due_claim(&mut self) -> Option<Checkpoint> {
-        let at = self.claimable()?;
-        if self.frames.claimed(at) || self.frames.full() {
+        if self.frames.full() {
             return None;
         }
-        let snapshot = self.claimable_snapshot()?;
-        let claim = snapshot.checkpoint();
-        (!self.checkpoints.written.contains(claim)).then(|| claim.clone())
+        let claim = self.ready_claim()?;
+        let known = self.checkpoints.written.contains(&claim)
+            || self.frames.claimed((claim.term, claim.batch));
+        (!known).then_some(claim)
     }
 
     /// Writes the claim that is due in an ACCEPT of its own: whoever has no vote to write, also

@@ -169,14 +169,14 @@ impl Cluster {
         self.guests[id] = Some((stop, thread));
     }
 
-    /// The file in which a guest keeps a snapshot.
-    pub(crate) fn saved(&self, id: usize) -> PathBuf {
+    /// The folder in which a guest keeps snapshots.
+    fn stored(&self, id: usize) -> PathBuf {
         self.dir.path().join("snapshots").join(id.to_string())
     }
 
     /// A guest begins on a fresh machine, with an empty disk.
     pub(crate) fn wipe_guest(&self, id: usize) {
-        let _ = fs::remove_file(self.saved(id));
+        let _ = fs::remove_dir_all(self.stored(id));
     }
 
     /// Starts a guest as a process of its own, which can be made to stand still.

@@ -1,0 +1,124 @@
+use std::sync::Arc;
+
+use protocol::reader::{Base, Mark, Start, WriterStart};
+use protocol::snapshot::{Content, Kind, Part};
+use shared_registers::ids::{Micros, OrderNumber, Seq};
+
+use super::*;
+
+const N: usize = 3;
+
+/// A snapshot at a batch, with an application that has these chunks.
+fn snapshot(batch: u64, chunks: &[u8]) -> Snapshot {
+    let mark = Mark { seq: Seq(batch), chain: Digest([1; 32]), history: batch };
+    let start = Start {
+        term: Term(0),
+        opening: Seq(0),
+        base: Base { batch: Batch(0), parent: None, chain: Digest([1; 32]) },
+        batch: (Batch(batch), mark),
+        floor: (Batch(batch - 1), mark),
+        kept: Vec::new(),
+        next_dead: false,
+        writers: vec![WriterStart { read: Seq(batch), change: None, vote: None }; N],
+    };
+    let part =
+        |byte: &u8| Arc::new(Part::new(Kind::Application, vec![*byte; 1000].into(), Vec::new()));
+    let parts = chunks.iter().map(part).collect();
+    let (delivered, first) = (OrderNumber(0), OrderNumber(1));
+    Snapshot::new(&start, &Content { delivered, time: Micros(0), skipped: 0, first, parts })
+}
+
+fn names(path: &Path, kind: &str) -> Vec<String> {
+    let entries = fs::read_dir(path).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|name| name.starts_with(kind)).collect();
+    names.sort();
+    names
+}
+
+fn counts(path: &Path) -> (usize, usize) {
+    (names(path, MANIFEST).len(), names(path, PART).len())
+}
+
+fn put(folder: &mut Folder, sure: &Sure, snapshot: &Snapshot) -> u64 {
+    folder.put(snapshot, sure, || false).unwrap().unwrap()
+}
+
+#[test]
+fn what_two_snapshots_share_is_written_once_and_goes_with_the_last_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a").join("b");
+    let (mut folder, sure) = (Folder::open(&path, N, true).unwrap(), Sure::default());
+    let (one, two) = (snapshot(1, &[1, 2, 3]), snapshot(2, &[2, 3, 4]));
+    let manifest = one.manifest().len() as u64;
+    assert_eq!(put(&mut folder, &sure, &one), 3000 + manifest);
+    assert_eq!(put(&mut folder, &sure, &two), 1000 + manifest);
+    assert_eq!(counts(&path), (2, 4));
+    folder.settle((Term(0), Batch(1)), &sure).unwrap();
+    assert_eq!(counts(&path), (2, 4));
+    folder.settle((Term(0), Batch(2)), &sure).unwrap();
+    assert_eq!(counts(&path), (1, 3));
+    for part in two.parts() {
+        let entry = part.entry();
+        let bytes = read_part(&path, &entry.digest, entry.size).unwrap();
+        assert_eq!(&bytes[..], &part.head()[..]);
+    }
+    let found = read_manifest(&path, &two.checkpoint().digest).unwrap();
+    let (checkpoint, _) = Manifest::decode_kept(&found, N).unwrap();
+    assert_eq!(&checkpoint, two.checkpoint());
+    let gone = &one.parts()[0].entry();
+    assert!(read_part(&path, &gone.digest, gone.size).is_none());
+    // It comes back: what was deleted is written again.
+    assert_eq!(put(&mut folder, &sure, &snapshot(3, &[1, 2])), 1000 + manifest - 49);
+}
+
+#[test]
+fn a_start_deletes_leftovers_but_for_the_parts_of_a_damaged_manifest() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut folder, sure) = (Folder::open(dir.path(), N, false).unwrap(), Sure::default());
+    let (one, two) = (snapshot(1, &[1, 2]), snapshot(2, &[3]));
+    put(&mut folder, &sure, &one);
+    put(&mut folder, &sure, &two);
+    let leftover = snapshot(3, &[4]).parts()[0].entry();
+    fs::write(dir.path().join(part_name(&leftover.digest)), [4; 1000]).unwrap();
+    fs::write(dir.path().join(UNFINISHED), "half").unwrap();
+    let _ = Folder::open(dir.path(), N, false).unwrap();
+    assert_eq!((counts(dir.path()), names(dir.path(), UNFINISHED).len()), ((2, 3), 0));
+
+    let damaged = dir.path().join(manifest_name(&one.checkpoint().digest));
+    let mut bytes = fs::read(&damaged).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&damaged, bytes).unwrap();
+    let _ = Folder::open(dir.path(), N, false).unwrap();
+    assert_eq!(counts(dir.path()), (1, 3), "its parts may be of use still");
+    let mut folder = Folder::open(dir.path(), N, false).unwrap();
+    assert_eq!(counts(dir.path()), (1, 1));
+    // Another process has written this, so it is written again.
+    let bytes = put(&mut folder, &Sure::default(), &two);
+    assert_eq!(bytes, 1000 + two.manifest().len() as u64);
+}
+
+#[test]
+fn as_many_snapshots_are_kept_as_may_be_claimed_and_the_first_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut folder, sure) = (Folder::open(dir.path(), N, false).unwrap(), Sure::default());
+    for batch in 1..=SNAPSHOTS_STORED as u64 + 3 {
+        put(&mut folder, &sure, &snapshot(batch, &[0, batch as u8]));
+    }
+    assert_eq!(counts(dir.path()), (SNAPSHOTS_STORED, SNAPSHOTS_STORED + 1));
+    let kept: Vec<_> = folder.kept.iter().map(|kept| kept.at.1.0).collect();
+    assert_eq!(kept[..2], [1, 5]);
+    let again = Folder::open(dir.path(), N, false).unwrap();
+    assert!(again.kept.iter().map(|kept| kept.at.1.0).eq(kept));
+    // One that comes late stays: it is about to be claimed.
+    put(&mut folder, &sure, &snapshot(2, &[0]));
+    assert_eq!(folder.kept[1].at.1, Batch(2));
+}
+
+#[test]
+fn files_that_are_longer_than_they_can_be_are_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let entry = snapshot(1, &[1]).parts()[0].entry();
+    fs::write(dir.path().join(part_name(&entry.digest)), [1; 1001]).unwrap();
+    assert_eq!(read_part(dir.path(), &entry.digest, entry.size), Some(Vec::new()));
+}
