@@ -128,7 +128,7 @@ impl Default for Limits {
             ring_bytes: 64 << 20,
             write_ring_bytes: 1 << 24,
             window: 64,
-            retain_messages: 1_000_000,
+            retain_messages: 250_000,
             retain_bytes: 256 << 20,
             durability: Durability::Process,
         }
