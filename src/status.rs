@@ -194,7 +194,8 @@ mod tests {
         let text = render(&sample());
         assert!(text.contains("\n0        no\n"), "{text}");
         assert!(text.contains("\nserver 0: no answer\n"), "{text}");
-        assert!(text.contains("\na               2\n"), "{text}");
+        let is_a = |line: &str| line.starts_with("a ") && line.ends_with(" 2");
+        assert!(text.lines().any(is_a), "{text}");
         assert!(text.contains("\nserver 1: its host recovers and waits for hosts 0, 2;"), "{text}");
     }
 }
