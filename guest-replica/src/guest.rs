@@ -140,7 +140,8 @@ fn wait_for_host(
                     registers = None;
                     continue;
                 }
-                match (r.has_bell(), r.files.drained()) {
+                // R6: a host that recovers takes none, and this guest reads only.
+                match (r.has_bell(), r.files.drained() || r.reads_only()) {
                     (false, _) => "the host agent's doorbell",
                     (true, false) => "the host agent to take an earlier guest's frames",
                     (true, true) => return Ok(registers),

@@ -11,7 +11,8 @@
 //!               | full u32, one bit per stream of which it takes nothing
 //!               | recovering u8: 1 if it lacks records of its own stream, 2 if it is no
 //!               incarnation yet either (R6)
-//!               | n x (its records u64 | least incarnation that it listens to u32; of itself: its own)
+//!               | n x (its records u64 | the least incarnation that it listens to u32, its own
+//!               of itself)
 //! RECORD   2 u8 | a record
 //! JUMP     3 u8 | a stable checkpoint: term u64 | batch u64 | digest 32 u8
 //!               | n x (cut u64 | term + 1 of the last CHANGE at the cut u64, 0 for none)

@@ -274,7 +274,9 @@ fn a_guest_whose_register_files_were_replaced_starts_over() {
     let path = cluster.paths().read_file(ServerId(0));
     fs::copy(&path, path.with_extension("new")).unwrap();
     fs::rename(path.with_extension("new"), &path).unwrap();
+    let mut before = cluster.operator(0);
     cluster.start_hosts();
+    before.await_closed();
     // R6: it reads everything again, and goes on as sequencer.
     broadcast(&cluster, 0, 2..=4, b"y");
     assert_eq!(cluster.status(0).delivered, OrderNumber(4));

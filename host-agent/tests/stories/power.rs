@@ -127,7 +127,7 @@ fn write(world: &mut World, i: u16) {
     let appended = world.host(i).registers().appended(ServerId(i));
     guest.write(appended.next(), &accept(appended.0 + 1)).unwrap();
     world.look(i);
-    if appended.0 % 3 == 0 {
+    if appended.0.is_multiple_of(3) {
         world.host(i).must_ring(); // Syncs now; else whatever is sent does.
     }
 }
@@ -171,7 +171,7 @@ fn run(durable: bool, keeps: bool, acts: &[Act]) {
     for i in 0..N {
         assert_eq!((i, world.waits(i), world.exposed(i)), (i, None, ends.clone()));
     }
-    for ((writer, seq), _) in &model.shown {
+    for (writer, seq) in model.shown.keys() {
         assert!(ends[usize::from(*writer)] >= *seq, "record {seq} of {writer} is lost");
     }
 }
