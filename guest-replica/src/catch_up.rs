@@ -2,9 +2,9 @@
 //!
 //! It looks through what is left of the streams for checkpoint claims, which say what is stable;
 //! fetches the snapshot of the newest stable checkpoint from the other guests, who may lie but not
-//! about that, or takes it from its own store; and has all streams read on behind its cut. The cluster does not wait meanwhile: it
-//! goes on looking, and as soon as a newer checkpoint is stable it turns to that one, since nobody
-//! keeps the one before. What has not changed between the two is not fetched again; nor is what a
+//! about that, or takes it from its own store; and has all streams read on behind its cut. The
+//! cluster does not wait meanwhile: it goes on looking, and as soon as a newer checkpoint is stable
+//! it turns to that one, since nobody has to keep the one before. What has not changed between the two is not fetched again; nor is what a
 //! replica that fell behind knew already.
 
 use std::sync::Arc;
@@ -100,8 +100,8 @@ impl CatchUp {
         Ok(more)
     }
 
-    /// Takes out of the own store what is wanted and there, some MiB at a time. Returns whether there
-    /// may be more.
+    /// Takes out of the own store what is wanted and there, some MiB at a time. Returns whether
+    /// there may be more.
     fn load(&mut self, store: &Store, counters: &mut Counters) -> bool {
         let Some(fetch) = &mut self.fetch else { return false };
         if !std::mem::replace(&mut self.asked_for_manifest, true) {

@@ -92,8 +92,7 @@ pub(crate) fn run(
     guest.run()
 }
 
-/// Waits until the host agent is there and has taken every frame of an earlier guest (P6). Returns
-/// `None` if the process is to end first.
+/// Waits until the host agent is there. Returns `None` if the process is to end first.
 fn wait_for_host(
     setup: &Setup,
     poll: &mut Poll,
@@ -114,11 +113,10 @@ fn wait_for_host(
             Some(r) => {
                 r.tend_bell(now, poll, counters)?;
                 r.check_full();
-                match (r.has_bell(), r.files.drained()) {
-                    (false, _) => "the host agent's doorbell",
-                    (true, false) => "the host agent to take an earlier guest's frames",
-                    (true, true) => return Ok(registers),
+                if r.has_bell() {
+                    return Ok(registers);
                 }
+                "the host agent's doorbell"
             }
         };
         if said.is_none_or(|(what, at)| what != waiting_for || now.since(at) >= WAIT_LOG_EVERY) {
@@ -138,8 +136,8 @@ fn wait_for_host(
 
 /// How far a guest is (P6).
 enum Core {
-    /// It has a replica, which acts once it has read all that was exposed: its own stream tells it
-    /// what it did before.
+    /// It has a replica, which acts once the host has taken what an earlier guest wrote and it has
+    /// read all that was exposed: its own stream tells it what it did before.
     Replica { replica: Box<Replica>, at_work: bool },
     /// Records that it needs are reclaimed, and it has no replica until it has a snapshot.
     CatchingUp(Box<CatchUp>),
@@ -268,15 +266,17 @@ impl Guest {
         }
         self.tend(now)?;
         self.serve();
+        // P6: whatever an earlier guest wrote is in the own stream, and will have been read.
+        let drained = self.core.at_work().is_none() && self.registers.files.drained();
         let unread = match self.core {
             Core::CatchingUp(_) => self.catch_up()?,
             Core::Replica { .. } => self.read_records()?,
         };
-        if !unread {
+        if !unread && drained {
             self.begin_work();
         }
         self.act(rung);
-        self.store();
+        self.store(unread);
         self.carry_out();
         let more = self.deliver();
         self.connections.flush(&self.poll);
@@ -343,6 +343,9 @@ impl Guest {
             self.hints.extend(self.registers.files.hints());
             replica.step(now, Input::Hints(&self.hints), &mut self.out);
         }
+        let geometry = self.registers.files.geometry();
+        let free = self.registers.files.room(geometry.server);
+        replica.on_room(free, &geometry.limits);
         replica.step(now, Input::Idle, &mut self.out);
     }
 
