@@ -100,8 +100,8 @@ impl CatchUp {
         Ok(more)
     }
 
-    /// Takes out of the own store what is wanted and there, some MiB at a time. Returns whether there
-    /// may be more.
+    /// Takes out of the own store what is wanted and there, some MiB at a time. Returns whether
+    /// there may be more.
     fn load(&mut self, store: &Store, counters: &mut Counters) -> bool {
         let Some(fetch) = &mut self.fetch else { return false };
         if !std::mem::replace(&mut self.asked_for_manifest, true) {

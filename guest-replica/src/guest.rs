@@ -114,8 +114,7 @@ fn live(
     guest.run()
 }
 
-/// Waits until the host agent is there and has taken every frame of an earlier guest (P6). Returns
-/// `None` if the process is to end first.
+/// Waits until the host agent is there. Returns `None` if the process is to end first.
 fn wait_for_host(
     setup: &Setup,
     poll: &mut Poll,
@@ -140,12 +139,10 @@ fn wait_for_host(
                     registers = None;
                     continue;
                 }
-                // R6: a host that recovers takes none, and this guest reads only.
-                match (r.has_bell(), r.files.drained() || r.reads_only()) {
-                    (false, _) => "the host agent's doorbell",
-                    (true, false) => "the host agent to take an earlier guest's frames",
-                    (true, true) => return Ok(registers),
+                if r.has_bell() {
+                    return Ok(registers);
                 }
+                "the host agent's doorbell"
             }
         };
         if said.is_none_or(|(what, at)| what != waiting_for || now.since(at) >= WAIT_LOG_EVERY) {
@@ -165,8 +162,8 @@ fn wait_for_host(
 
 /// How far a guest is (P6).
 enum Core {
-    /// It has a replica, which acts once it has read all that was exposed: its own stream tells it
-    /// what it did before.
+    /// It has a replica, which acts once the host has taken what an earlier guest wrote and it has
+    /// read all that was exposed: its own stream tells it what it did before.
     Replica { replica: Box<Replica>, at_work: bool },
     /// Records that it needs are reclaimed, and it has no replica until it has a snapshot.
     CatchingUp(Box<CatchUp>),
@@ -298,15 +295,17 @@ impl Guest<'_> {
         }
         self.tend(now)?;
         self.serve();
+        // P6: whatever an earlier guest wrote is in the own stream, and will have been read.
+        let drained = self.core.at_work().is_none() && self.registers.files.drained();
         let unread = match self.core {
             Core::CatchingUp(_) => self.catch_up()?,
             Core::Replica { .. } => self.read_records()?,
         };
-        if !unread {
+        if !unread && drained {
             self.begin_work();
         }
         self.act(rung);
-        self.store();
+        self.store(unread);
         self.carry_out();
         let more = self.deliver();
         self.connections.flush(&self.poll);
@@ -376,6 +375,9 @@ impl Guest<'_> {
             self.hints.extend(self.registers.files.hints());
             replica.step(now, Input::Hints(&self.hints), &mut self.out);
         }
+        let geometry = self.registers.files.geometry();
+        let free = self.registers.files.room(geometry.server);
+        replica.on_room(free, &geometry.limits);
         replica.step(now, Input::Idle, &mut self.out);
     }
 

@@ -1,8 +1,8 @@
 //! The guest process of a DifATo server.
 //!
 //! A guest runs in a virtual machine on its host and may be broken into; up to `f` of them may do
-//! anything. It holds no state of its own: registers and snapshots are its memory (P6). What it concludes
-//! and does is decided by the pure [core](protocol::replica); this crate gives the core what comes
+//! anything. It holds no state of its own: registers and snapshots are its memory (P6). What it
+//! concludes and does is decided by the pure [core](protocol::replica); this crate gives the core what comes
 //! in and carries out what it says. One thread does it all, because each wake-up of another would
 //! cost more than the work, but for what waits for a disk:
 //!

@@ -3,8 +3,8 @@
 //!
 //! A thread of its own writes it, so that the loop never waits for a disk. Of what waits to be
 //! written only the newest is kept. Nothing in the store is trusted: a guest that starts from it
-//! checks everything against the digests that `f + 1` claims vouch for, and fetches from others what
-//! is missing or damaged; so the folder may be deleted.
+//! checks everything against the digests that `f + 1` claims vouch for, and fetches from others
+//! what is missing or damaged; so the folder may be deleted.
 
 mod folder;
 
@@ -68,7 +68,8 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens the store of a cluster of `n` servers; `sync` if it must outlive crashes of the machine.
+    /// Opens the store of a cluster of `n` servers; `sync` if it must outlive crashes of the
+    /// machine.
     pub(crate) fn open(path: PathBuf, n: usize, sync: bool) -> Result<Store, GuestError> {
         let folder = Folder::open(&path, n, sync)
             .map_err(|source| GuestError::Store { path: path.clone(), source })?;

@@ -58,6 +58,8 @@ pub const MAX_MANIFEST_BYTES: u64 = (64 * MAX_PARTS) as u64;
 pub const PIECE_BYTES: usize = 8 << 10;
 /// Pieces that one source was asked for and has not sent yet.
 pub const PIECES_IN_FLIGHT: usize = 16;
+/// R7: one in so many parts of the own ring is left free of batches, and of votes but one per term.
+pub const LAST_PART: u64 = 16;
 /// Snapshots that wait for their checkpoint to become stable; the oldest goes first.
 pub const PENDING_SNAPSHOTS: usize = 4;
 /// The sequencer proposes nothing while the orders since the stable checkpoint weigh so many times

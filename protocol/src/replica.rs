@@ -11,6 +11,7 @@
 //! | `checkpoints` | snapshots, claims, pruning (section 6) |
 //! | `frames` | own frames in flight, and what becomes of them after a drop (R1) |
 //! | `sequencing` | batches, openings (P1, P4) |
+//! | `room` | what it leaves free of its own ring (R7) |
 //! | `suspicion` | time-outs and reasons for a CHANGE (P3, P4) |
 //! | `queues` | how long everything is that it keeps |
 
@@ -19,6 +20,7 @@ mod frames;
 mod intake;
 mod queues;
 mod reading;
+mod room;
 mod sequencing;
 mod suspicion;
 
@@ -37,6 +39,7 @@ use crate::reader::Reader;
 use checkpoints::Checkpoints;
 use frames::{Frames, What};
 pub use queues::Queue;
+use room::Room;
 use sequencing::Sequencing;
 use suspicion::Suspicion;
 
@@ -150,6 +153,8 @@ pub struct Replica {
     sequencing: Sequencing,
     suspicion: Suspicion,
     checkpoints: Checkpoints,
+    /// How much of the own ring is free; `None` if nobody said.
+    room: Option<Room>,
     /// The term that `f + 1` CHANGEs let it enter last.
     term: Term,
     counters: Counters,
@@ -168,6 +173,7 @@ impl Replica {
             sequencing: Sequencing::default(),
             suspicion: Suspicion::new(&config),
             checkpoints: Checkpoints::default(),
+            room: None,
             term: Term(0),
             counters: Counters::default(),
             config,
@@ -262,6 +268,9 @@ impl Replica {
             (term == Term(0) || broken(Canary::P4BaseVote)) && upto == state.base().batch;
         let voted = self.reader.vote(self.config.me, term).max(self.frames.voted(term));
         if nothing_yet || voted >= Some(upto) || self.frames.full() {
+            return;
+        }
+        if !self.has_room_for_a_vote(term) {
             return;
         }
         let vote = Some(Vote { upto, chain: state.chain() });

@@ -129,3 +129,23 @@ fn up_goes_on_after_a_clean_stop_and_after_a_kill_of_everything() {
     assert_in_order(&folder, &answers);
     interrupt(third);
 }
+
+/// P6, R7: a guest whose predecessor left frames behind reads, stores and serves before its host
+/// has taken them, and no ring is so full that its host takes none.
+#[test]
+fn guests_that_are_all_killed_again_and_again_while_their_rings_fill_go_on() {
+    let mut cluster = small_rings().start();
+    let mut traffic = Traffic::start_large(&cluster.folder, 0, IN_FLIGHT, BYTES);
+    for round in 0..8 {
+        // A ring takes 256 of these.
+        traffic.await_more(160 + 20 * round);
+        cluster.ids().for_each(|id| cluster.kill(Role::Guest, id));
+        cluster.ids().for_each(|id| cluster.start(Role::Guest, id));
+    }
+    traffic.await_more(ENOUGH / 2);
+    let answers = traffic.finish();
+    cluster.ids().for_each(|id| cluster.await_delivered(id, answers.last()));
+    assert_in_order(&cluster.folder, &answers);
+    cluster.assert_all_run();
+    assert_eq!(cluster.total("host_stream_full"), 0);
+}

@@ -91,8 +91,7 @@ impl Guest<'_> {
         let Guest { core, registers, peers, store, counters, .. } = self;
         let Core::CatchingUp(catch_up) = core else { return Ok(false) };
         let more = catch_up.turn(now, registers, peers, store, counters)?;
-        // P6: its own stream must be complete before it is read, so that nothing is written twice.
-        if !catch_up.is_whole(&registers.files) || !registers.files.drained() {
+        if !catch_up.is_whole(&registers.files) {
             return Ok(more);
         }
         if let Some(snapshot) = catch_up.take_snapshot(now, &mut registers.files) {
@@ -101,7 +100,8 @@ impl Guest<'_> {
         Ok(true)
     }
 
-    /// P6: everything that was exposed is read, the own stream included; now the guest may act.
+    /// P6: everything that was exposed is read, the own stream included, and nothing more is to
+    /// come there; now the guest may act.
     pub(super) fn begin_work(&mut self) {
         if let Core::Replica { replica, at_work: at_work @ false } = &mut self.core {
             tracing::info!(delivered = %replica.last_delivered(), "all is read; at work");

@@ -1,11 +1,15 @@
 //! What goes to the own store: a checkpoint is claimed once its snapshot is there (section 6).
 
-use super::Guest;
+use super::{Core, Guest};
 
 impl Guest<'_> {
-    /// Hands out what is to be stored, and says what may go.
-    pub(super) fn store(&mut self) {
-        let Some(replica) = self.core.at_work() else { return };
+    /// Hands out what is to be stored, and says what may go. Not on the way through old records,
+    /// which is past one checkpoint after the other.
+    pub(super) fn store(&mut self, unread: bool) {
+        let replica = match &mut self.core {
+            Core::Replica { replica, at_work } if *at_work || !unread => replica,
+            Core::Replica { .. } | Core::CatchingUp(_) => return,
+        };
         if let Some(snapshot) = replica.to_store() {
             self.store.put(snapshot);
         }

@@ -96,8 +96,8 @@ impl Folder {
         Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
-    /// Notes that a manifest is there. If that makes one too many, the oldest goes, but for this one
-    /// and for the very first, which is the stable one: nobody counts a claim of it any more.
+    /// Notes that a manifest is there. If that makes one too many, the oldest goes, but for this
+    /// one and for the very first, which is the stable one: nobody counts a claim of it any more.
     fn keep(&mut self, new: Kept) -> io::Result<()> {
         if self.kept.iter().any(|kept| kept.digest == new.digest) {
             return Ok(());

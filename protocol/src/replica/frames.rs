@@ -27,14 +27,15 @@ pub(super) enum What {
 
 #[derive(Default)]
 pub(super) struct Frames {
-    in_flight: VecDeque<(Seq, What)>,
+    /// Each with the bytes of its body.
+    in_flight: VecDeque<(Seq, What, u64)>,
     hold: Option<Micros>,
 }
 
 impl Frames {
     /// The segment that follows the CHANGEs in flight.
     pub(super) fn segment(&self) -> Term {
-        let changes = self.in_flight.iter().filter_map(|(_, what)| match what {
+        let changes = self.in_flight.iter().filter_map(|(_, what, _)| match what {
             What::Change { term } => Some(term.next()),
             _ => None,
         });
@@ -43,7 +44,7 @@ impl Frames {
 
     /// The highest vote of a term in flight.
     pub(super) fn voted(&self, in_term: Term) -> Option<Batch> {
-        let votes = self.in_flight.iter().filter_map(|(_, what)| match what {
+        let votes = self.in_flight.iter().filter_map(|(_, what, _)| match what {
             What::Vote { term, upto, .. } if *term == in_term => Some(*upto),
             _ => None,
         });
@@ -52,7 +53,7 @@ impl Frames {
 
     /// The orders of each proposal of a term in flight; an opening without a batch has none.
     pub(super) fn proposals(&self, in_term: Term) -> impl Iterator<Item = &[(Source, OrderId)]> {
-        self.in_flight.iter().filter_map(move |(_, what)| match what {
+        self.in_flight.iter().filter_map(move |(_, what, _)| match what {
             What::Propose { term, orders, .. } if *term == in_term => Some(&orders[..]),
             _ => None,
         })
@@ -60,7 +61,7 @@ impl Frames {
 
     /// What the orders of the proposals of a term in flight weigh.
     pub(super) fn weight(&self, in_term: Term) -> u64 {
-        let weights = self.in_flight.iter().map(|(_, what)| match what {
+        let weights = self.in_flight.iter().map(|(_, what, _)| match what {
             What::Propose { term, weight, .. } if *term == in_term => *weight,
             _ => 0,
         });
@@ -69,11 +70,15 @@ impl Frames {
 
     /// Whether a claim of this checkpoint is in flight.
     pub(super) fn claimed(&self, wanted: (Term, Batch)) -> bool {
-        self.in_flight.iter().any(|(_, what)| match what {
+        self.in_flight.iter().any(|(_, what, _)| match what {
             What::Vote { claim, .. } => *claim == Some(wanted),
             What::Claim { at } => *at == wanted,
             _ => false,
         })
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.in_flight.iter().map(|(_, _, bytes)| bytes).sum()
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -86,7 +91,7 @@ impl Frames {
 
     /// The own record `seq` was read.
     pub(super) fn on_own_record(&mut self, seq: Seq) {
-        while self.in_flight.front().is_some_and(|(sent, _)| *sent <= seq) {
+        while self.in_flight.front().is_some_and(|(sent, ..)| *sent <= seq) {
             self.in_flight.pop_front();
         }
     }
@@ -105,8 +110,8 @@ impl Frames {
 
     /// Forgets the frames from `seq` on; returns the first, which is the one that was dropped.
     fn lose(&mut self, seq: Seq) -> Option<What> {
-        let keep = self.in_flight.partition_point(|(sent, _)| *sent < seq);
-        self.in_flight.drain(keep..).next().map(|(_, what)| what)
+        let keep = self.in_flight.partition_point(|(sent, ..)| *sent < seq);
+        self.in_flight.drain(keep..).next().map(|(_, what, _)| what)
     }
 }
 
@@ -121,7 +126,7 @@ impl Replica {
     pub(super) fn write_bytes(&mut self, what: What, body: Vec<u8>, out: &mut Vec<Output>) {
         let read = self.reader.read_count(self.config.me).0;
         let seq = Seq(read + self.frames.in_flight.len() as u64 + 1);
-        self.frames.in_flight.push_back((seq, what));
+        self.frames.in_flight.push_back((seq, what, body.len() as u64));
         out.push(Output::Write { seq, body });
     }
 

@@ -137,7 +137,7 @@ impl Replica {
         let Some(evidence) = self.reader.evidence_for(self.term) else { return };
         let Some(base) = self.reader.base_of(self.term, &evidence) else { return };
         let (_, room) = self.window();
-        let orders = match self.reader.weight_at(&base) < room {
+        let orders = match self.reader.weight_at(&base) < room && self.has_room_for_a_batch() {
             true => self.fill_batch(),
             false => Vec::new(),
         };
@@ -155,7 +155,7 @@ impl Replica {
         let from = state.committed().unwrap_or(state.base().batch);
         let ahead = next.0 - from.0.min(next.0);
         let room = ahead <= PIPELINE.min(self.config.window) && !self.frames.full();
-        (room && !self.window_full()).then_some(next)
+        (room && !self.window_full() && self.has_room_for_a_batch()).then_some(next)
     }
 
     fn write_proposal(

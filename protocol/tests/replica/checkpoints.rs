@@ -142,3 +142,49 @@ fn r7_only_a_full_window_excuses_a_sequencer() {
     cluster.send_all(&order(3, 0, 1, 11, b""));
     cluster.pass_until(16 * CHANGE_MS, |c| c.delivered(11));
 }
+
+/// Only what is left free keeps the rings from filling: no checkpoint is due but at bases. Every
+/// order is proposed by a sequencer that has room, and those who have none keep theirs for what
+/// makes room.
+#[test]
+fn r7_no_ring_is_ever_full_and_a_sequencer_without_room_is_replaced() {
+    let mut cluster = Cluster::with_checkpoints(1, 1 << 40);
+    let payload = vec![7; 4096];
+    for count in 1..=3000 {
+        let order = order(3, 0, 1, count, &payload);
+        cluster.send_all(&order);
+        cluster.pass_until(64 * CHANGE_MS, |c| c.delivered(count));
+        for (i, server) in cluster.servers.iter().enumerate() {
+            let full = server.registers.stream_full();
+            assert!(!full, "the ring of server {i} is full after order {count}");
+        }
+    }
+    assert!(cluster.status(0).0 > Term(0), "12 MB do not fit into a ring of 8");
+    assert!(stable(&cluster, 0).is_some());
+}
+
+/// A replica with a store claims nothing that is not there, and hands out each snapshot once.
+#[test]
+fn s6_a_replica_with_a_store_claims_what_is_stored() {
+    let mut cluster = Cluster::with_checkpoints(1, WEIGHT);
+    for server in &mut cluster.servers {
+        server.replica.claim_after_store();
+    }
+    send_each(&mut cluster, 1..=10);
+    assert!((0..3).all(|i| cluster.counter(i, "checkpoints_claimed") == 0));
+    let mut first = Vec::new();
+    for server in &mut cluster.servers {
+        first.push(server.replica.to_store().expect("a snapshot"));
+        assert!(server.replica.to_store().is_none(), "handed out already");
+    }
+    // The next is due before the first is there.
+    send_each(&mut cluster, 11..=18);
+    for (server, first) in cluster.servers.iter_mut().zip(&first) {
+        let second = server.replica.to_store().expect("a newer one");
+        assert!(second.delivered() > first.delivered());
+        server.replica.on_stored(first.checkpoint());
+    }
+    cluster.pass(1);
+    assert_eq!(stable(&cluster, 0).as_ref(), Some(first[0].checkpoint()));
+    assert!((0..3).all(|i| cluster.counter(i, "checkpoints_claimed") == 1));
+}

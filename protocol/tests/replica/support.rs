@@ -265,6 +265,8 @@ impl Cluster {
         }
         let hints: Vec<_> = server.registers.hints().collect();
         server.replica.step(self.now, Input::Hints(&hints), &mut out);
+        let (me, limits) = (ServerId(i as u16), server.registers.geometry().limits);
+        server.replica.on_room(server.registers.room(me), &limits);
         server.replica.step(self.now, Input::Idle, &mut out);
         self.carry_out(i, out) || any
     }
