@@ -44,7 +44,7 @@ pub(crate) struct Saved {
 
 impl Saved {
     pub(crate) fn new(path: PathBuf) -> Saved {
-        Saved { path, last: None, writer: None, due: Micros(0) }
+        Saved { path, last: None, writer: None, due: SAVE_EVERY }
     }
 
     /// What the file holds, for a cluster of `n` servers.
@@ -210,6 +210,9 @@ mod tests {
         let mut saved = Saved::new(path.clone());
         assert!(saved.load(3, &cluster).is_none());
         saved.tend(Micros(0), Some(&snapshot));
+        assert!(saved.writer.is_none(), "not yet");
+        saved.tend(SAVE_EVERY, Some(&snapshot));
+        assert!(saved.writer.is_some());
         saved.finish(Some(&snapshot));
 
         let mut saved = Saved::new(path.clone());
