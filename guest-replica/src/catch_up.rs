@@ -71,7 +71,7 @@ impl CatchUp {
             source: None,
             bytes: 0,
             lies: 0,
-            log_at: now,
+            log_at: now.plus(TRANSFER_LOG_EVERY),
         }
     }
 
@@ -180,7 +180,7 @@ impl CatchUp {
         self.lies = lies;
         if now >= self.log_at && !fetch.is_complete() {
             self.log_at = now.plus(TRANSFER_LOG_EVERY);
-            self.log(now);
+            self.log(now, "fetching a snapshot");
         }
     }
 
@@ -203,9 +203,12 @@ impl CatchUp {
     /// Takes the snapshot, and has all streams read on behind its cut. `None` if that was reclaimed
     /// just now: then it goes on.
     pub(crate) fn take_snapshot(&mut self, now: Micros, files: &mut Files) -> Option<Snapshot> {
-        let snapshot = match self.saved(files) {
-            Some(_) => self.saved.take()?,
-            None => self.fetch.as_ref()?.snapshot()?,
+        let snapshot = if self.saved(files).is_some() {
+            tracing::info!("this guest itself has saved a snapshot that will do");
+            self.saved.take()?
+        } else {
+            self.log(now, "fetched a snapshot");
+            self.fetch.as_ref()?.snapshot()?
         };
         let cut = &snapshot.checkpoint().cut;
         for (writer, read) in ServerId::all(self.config.n).zip(cut) {
@@ -215,7 +218,6 @@ impl CatchUp {
                 return None;
             }
         }
-        self.log(now);
         Some(snapshot)
     }
 
@@ -238,7 +240,7 @@ impl CatchUp {
         }
     }
 
-    fn log(&self, now: Micros) {
+    fn log(&self, now: Micros, what: &str) {
         let Some(fetch) = &self.fetch else { return };
         let progress = fetch.progress();
         let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
@@ -248,7 +250,7 @@ impl CatchUp {
             from = %self.source.map_or_else(|| "nobody yet".to_owned(), |s| format!("server {s}")),
             lies = progress.lies,
             seconds = %format_args!("{:.1}", now.since(self.began).0 as f64 / 1e6),
-            "fetching a snapshot",
+            "{what}",
         );
     }
 }
