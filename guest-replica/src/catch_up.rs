@@ -5,8 +5,9 @@
 //! about that; and has all streams read on behind its cut. The cluster does not wait meanwhile: it
 //! goes on looking, and as soon as a newer checkpoint is stable it turns to that one, since nobody
 //! keeps the one before. What has not changed between the two is not fetched again; nor is what a
-//! replica that fell behind knew already. A snapshot that this guest itself has [saved](crate::saved)
-//! will do if the streams vouch for it and what lies behind its cut is still there.
+//! replica that fell behind knew already. A snapshot that this guest itself has
+//! [saved](crate::saved) will do if the streams vouch for it and what lies behind its cut is still
+//! there.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -48,8 +49,8 @@ pub(crate) struct CatchUp {
 }
 
 impl CatchUp {
-    /// Begins. `known`: parts of a snapshot that are at hand, and one that is there whole; `stable`: the last stable checkpoint
-    /// that is known of.
+    /// Begins. `known`: parts of a snapshot that are at hand, and one that is there whole;
+    /// `stable`: the last stable checkpoint that is known of.
     pub(crate) fn new(
         config: &Config,
         now: Micros,

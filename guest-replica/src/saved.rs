@@ -1,16 +1,17 @@
 //! A snapshot on disk, for the day on which all guests start again.
 //!
-//! A guest's memory is the registers and the snapshot of the last stable checkpoint. One that starts
-//! again gets the snapshot from the others; but if all of them were stopped there is nobody to ask.
-//! So each puts its own into a file when it stops, and now and then before, in a thread of its own.
+//! A guest's memory is the registers and the snapshot of the last stable checkpoint. One that
+//! starts again gets the snapshot from the others; but if all of them were stopped there is nobody
+//! to ask. So each puts its own into a file when it stops, and now and then before, in a thread of
+//! its own.
 //!
 //! Nothing rests on what the file says: it may be old, cut off, or the work of whoever broke into
 //! this guest before it was restarted clean. What is in it counts only if its digests are right and
 //! `f + 1` claims in the streams vouch for them, as for a snapshot that others sent. Little-endian:
 //!
 //! ```text
-//! tag | term u64 | batch u64 | digest | servers u16 | cut u64 each | manifest length u32 | manifest |
-//! parts, as the manifest names them
+//! tag | term u64 | batch u64 | digest | servers u16 | cut u64 each | manifest length u32 |
+//! manifest | parts, as the manifest names them
 //! ```
 
 use std::fs::{self, File};

@@ -167,8 +167,8 @@ fn a_guest_that_stood_still_catches_up_in_place_and_its_subscribers_miss_nothing
     assert_eq!(delivery(&mut listener).order, OrderNumber(status.delivered.0 + 1));
 }
 
-/// Checkpoints become stable, and records are reclaimed, faster than a snapshot is fetched: it turns
-/// to the newer ones, and what it has already is not fetched again.
+/// Checkpoints become stable, and records are reclaimed, faster than a snapshot is fetched: it
+/// turns to the newer ones, and what it has already is not fetched again.
 #[test]
 fn a_guest_catches_up_with_a_cluster_that_goes_on() {
     let mut cluster = Cluster::start_with(Shape::TIGHT);
@@ -224,7 +224,8 @@ fn a_saved_snapshot_that_the_streams_do_not_vouch_for_is_not_believed() {
     let start = 94;
     let end = start + u32::from_le_bytes(saved[90..94].try_into().unwrap()) as usize;
     let parts = Manifest::decode(&saved[start..end], &checkpoint).unwrap().parts.len();
-    // How many orders were skipped, before the oldest kept, the number of parts, and 41 bytes of each.
+    // How many orders were skipped, before the oldest kept, the number of parts, and 41 bytes of
+    // each.
     let skipped = end - 41 * parts - 4 - 16;
     saved[skipped] += 1;
     let digest = Manifest::digest(&saved[start..end]);
