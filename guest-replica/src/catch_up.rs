@@ -73,7 +73,7 @@ impl CatchUp {
             source: None,
             bytes: 0,
             lies: 0,
-            log_at: now,
+            log_at: now.plus(TRANSFER_LOG_EVERY),
         }
     }
 
@@ -210,7 +210,7 @@ impl CatchUp {
         }
         if now >= self.log_at && !fetch.is_complete() {
             self.log_at = now.plus(TRANSFER_LOG_EVERY);
-            self.log(now);
+            self.log(now, "getting a snapshot");
         }
     }
 
@@ -223,6 +223,7 @@ impl CatchUp {
     /// Takes the snapshot, and has all streams read on behind its cut. `None` if that was reclaimed
     /// just now: then it goes on.
     pub(crate) fn take_snapshot(&mut self, now: Micros, files: &mut Files) -> Option<Snapshot> {
+        self.log(now, "got a snapshot");
         let snapshot = self.fetch.as_ref()?.snapshot()?;
         let cut = &snapshot.checkpoint().cut;
         for (writer, read) in ServerId::all(self.config.n).zip(cut) {
@@ -232,7 +233,6 @@ impl CatchUp {
                 return None;
             }
         }
-        self.log(now);
         Some(snapshot)
     }
 
@@ -255,7 +255,7 @@ impl CatchUp {
         }
     }
 
-    fn log(&self, now: Micros) {
+    fn log(&self, now: Micros, what: &str) {
         let Some(fetch) = &self.fetch else { return };
         let progress = fetch.progress();
         let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
@@ -265,7 +265,7 @@ impl CatchUp {
             from = %self.source.map_or_else(|| "nobody yet".to_owned(), |s| format!("server {s}")),
             lies = progress.lies,
             seconds = %format_args!("{:.1}", now.since(self.began).0 as f64 / 1e6),
-            "getting a snapshot",
+            "{what}",
         );
     }
 }

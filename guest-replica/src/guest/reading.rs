@@ -1,8 +1,8 @@
 //! Records, and the way back for a guest that missed some (P6, section 6).
 //!
 //! A guest reads every record of every stream, from the first on or behind the cut of a snapshot.
-//! When its host has reclaimed one that it still needs, because it was away or too slow, or has just
-//! begun on a machine whose records are old, it gives its replica up and [catches
+//! When its host has reclaimed one that it still needs, because it was away or too slow, or has
+//! just begun on a machine whose records are old, it gives its replica up and [catches
 //! up](crate::catch_up). Connections and subscriptions stay.
 
 use protocol::replica::{Input, Output, Replica};
@@ -73,7 +73,7 @@ impl Guest<'_> {
     fn fall_behind(&mut self, writer: ServerId) {
         let Some(replica) = self.core.replica_mut() else { return };
         let delivered = replica.last_delivered();
-        tracing::warn!(%writer, %delivered, "records to be read are reclaimed: a snapshot is needed");
+        tracing::warn!(%writer, %delivered, "records to read are reclaimed: a snapshot is needed");
         self.counters.times_behind += 1;
         let (parts, stable) = (replica.content().parts, replica.stable().cloned());
         // What it wanted to write, and what still waits to be written, is of a replica that is gone.

@@ -167,8 +167,8 @@ fn a_guest_that_stood_still_catches_up_in_place_and_its_subscribers_miss_nothing
     assert_eq!(delivery(&mut listener).order, OrderNumber(status.delivered.0 + 1));
 }
 
-/// Checkpoints become stable, and records are reclaimed, faster than a snapshot is fetched: it turns
-/// to the newer ones, and what it has already is not fetched again.
+/// Checkpoints become stable, and records are reclaimed, faster than a snapshot is fetched: it
+/// turns to the newer ones, and what it has already is not fetched again.
 #[test]
 fn a_guest_catches_up_with_a_cluster_that_goes_on() {
     let mut cluster = Cluster::start_with(Shape::TIGHT);

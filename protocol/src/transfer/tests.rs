@@ -202,6 +202,40 @@ fn a_newer_checkpoint_takes_over_the_parts_that_are_the_same() {
 }
 
 #[test]
+fn what_is_known_is_not_fetched() {
+    let of = snapshot(7, &chunks(40));
+    let mut story = Story::new(&of, [Source::Honest; N]);
+    let others = snapshot(3, &[(200, 5)]);
+    let known = of.parts().iter().skip(1).chain(others.parts());
+    story.fetch.know(known.cloned());
+    assert!(story.run(&of, 1000));
+    fetched(&story, &of);
+    let asked: usize = story.asked.iter().sum();
+    assert!(asked <= 3, "the manifest and one part: {asked}");
+}
+
+#[test]
+fn a_source_that_is_lost_is_replaced_at_once_and_asked_again_later() {
+    let of = snapshot(7, &chunks(40));
+    let (now, mut out) = (Micros(0), Vec::new());
+    let mut fetch = Story::new(&of, [Source::Honest; N]).fetch;
+    fetch.poll(now, &mut out);
+    let (first, _) = out[0];
+    fetch.on_lost(now, first);
+    out.clear();
+    fetch.poll(now, &mut out);
+    assert!(!out.is_empty() && out.iter().all(|(source, _)| *source != first), "{out:?}");
+    // Nobody else is there.
+    for server in ServerId::all(N) {
+        fetch.on_lost(now, server);
+    }
+    out.clear();
+    fetch.poll(SILENCE, &mut out);
+    assert!(!out.is_empty());
+    assert_eq!(fetch.lies(), 0);
+}
+
+#[test]
 fn noise_is_ignored() {
     let of = snapshot(7, &chunks(20));
     let mut story = Story::new(&of, [Source::Honest; N]);

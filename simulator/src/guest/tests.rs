@@ -263,10 +263,11 @@ impl Stage {
                     evidence: p.evidence,
                     ids: p.orders.iter().map(|order| order.id).collect(),
                 },
-                Body::Accept(a) => {
-                    let vote = a.vote.unwrap();
-                    Wrote::Vote { term: a.term, upto: vote.upto, chain: vote.chain }
-                }
+                Body::Accept(a) => match a.vote {
+                    Some(vote) => Wrote::Vote { term: a.term, upto: vote.upto, chain: vote.chain },
+                    // A checkpoint alone: at every base one is due.
+                    None => continue,
+                },
                 Body::Change(c) => Wrote::Change(c.term),
             });
         }

@@ -1,6 +1,6 @@
-//! Three guests in threads, or processes, and one thread that plays all their hosts: it takes frames
-//! without looking at MACs, puts each record into every read file at once, and reclaims what a stable
-//! checkpoint covers.
+//! Three guests in threads, or processes, and one thread that plays all their hosts: it takes
+//! frames without looking at MACs, puts each record into every read file at once, and reclaims what
+//! a stable checkpoint covers.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
