@@ -130,6 +130,7 @@ impl Sim {
                 || entry.host.is_none()
                 || entry.guest.is_none()
                 || entry.dies_after.is_some()
+                || entry.is_behind()
         };
         let others = ServerId::all(self.plan.n).filter(|s| *s != server && faulty(*s));
         others.count() < self.plan.f

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use shared_registers::crypto::Digest;
 use shared_registers::ids::{Batch, ClientId, Micros, OrderId, OrderNumber, Seq, ServerId, Term};
+use shared_registers::record::Checkpoint;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -183,6 +184,54 @@ pub enum Event {
         host: ServerId,
         /// Per stream, how many its guest may see now.
         upto: Vec<u64>,
+    },
+    /// A host has jumped over records of streams, or begins to (section 6).
+    Jumped {
+        /// Which host.
+        host: ServerId,
+        /// Whose stream.
+        writer: ServerId,
+        /// It has none of the first so many records that it had not before.
+        to: u64,
+    },
+    /// A host has reclaimed records (section 6).
+    Reclaimed {
+        /// Which host.
+        host: ServerId,
+        /// Per stream, how many it has reclaimed.
+        first: Vec<u64>,
+    },
+    /// A host admitted a record that claims a checkpoint (section 6).
+    Claimed {
+        /// Which host.
+        host: ServerId,
+        /// What its guest could have seen (R4).
+        seen: Vec<u64>,
+        /// What is claimed.
+        claim: Checkpoint,
+    },
+    /// A correct replica has read that a checkpoint is stable.
+    Stable {
+        /// Who.
+        server: ServerId,
+        /// Which.
+        checkpoint: Checkpoint,
+    },
+    /// A correct guest found records that it needs reclaimed: its replica is gone.
+    FellBehind {
+        /// Whose.
+        server: ServerId,
+    },
+    /// A correct guest starts from a snapshot, and reads on from its cut.
+    Restored {
+        /// Whose.
+        server: ServerId,
+        /// The snapshot's checkpoint.
+        checkpoint: Checkpoint,
+        /// The last order in it.
+        order: OrderNumber,
+        /// The chain value after the checkpoint's batch.
+        chain: Digest,
     },
     /// A host found fault with a peer. Hosts do not lie, so this must not happen.
     HostFault {

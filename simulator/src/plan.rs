@@ -21,6 +21,8 @@ pub struct Wishes {
     pub f: Option<usize>,
     /// No faults at all.
     pub calm: bool,
+    /// Rings that hold a whole run: nothing is ever reclaimed.
+    pub large_rings: bool,
 }
 
 /// Everything that is drawn before a run.
@@ -32,6 +34,8 @@ pub struct Plan {
     pub n: usize,
     /// Timing of the cluster.
     pub timing: Timing,
+    /// The rings, and what fills them.
+    pub rings: RingPlan,
     /// Per server, what its guest does if it was broken into.
     pub guests: Vec<Option<Vec<Strategy>>>,
     /// What these guests share.
@@ -46,6 +50,21 @@ pub struct Plan {
     pub processes: ProcessPlan,
     /// How long the faults last.
     pub duration: Micros,
+}
+
+/// The rings, and what fills them. `K` of section 6 is a quarter of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingPlan {
+    /// Bytes of the ring of one stream.
+    pub ring_bytes: u64,
+    /// Largest payload.
+    pub max_payload_bytes: usize,
+    /// Clients' payloads are filled up with fewer bytes than these.
+    pub filling: usize,
+    /// Orders of one client in the whole run.
+    pub orders: u64,
+    /// Mean time between a client's orders, at most.
+    pub every: Micros,
 }
 
 /// The cluster's settings.
@@ -171,6 +190,8 @@ impl Plan {
         // for what they once found go on finding it.
         let mut later = rng.clone();
         later.set_stream(1);
+        let mut laps = rng.clone();
+        laps.set_stream(2);
         let drawn = [1, 1, 1, 1, 1, 1, 2, 2, 2, 3][rng.random_range(0..10)];
         let f = wishes.f.unwrap_or(drawn);
         let n = 2 * f + 1;
@@ -178,6 +199,7 @@ impl Plan {
             f,
             n,
             timing: Timing::draw(rng),
+            rings: RingPlan::draw(&mut laps, wishes),
             guests: vec![None; n],
             script: Script::default(),
             clients: Vec::new(),
@@ -191,6 +213,9 @@ impl Plan {
         let (clients, guests) = (&mut part(), &mut part());
         let count = clients.random_range(1..=5);
         plan.clients = (0..count).map(|i| ClientPlan::draw(clients, i, wishes.calm)).collect();
+        for client in &mut plan.clients {
+            client.every = client.every.min(plan.rings.every);
+        }
         if wishes.calm {
             return plan;
         }
@@ -202,6 +227,32 @@ impl Plan {
         plan.trusted = TrustedPlan::draw(&mut part());
         plan.processes = ProcessPlan::draw(&mut part());
         plan
+    }
+}
+
+impl RingPlan {
+    /// Rings that hold a whole run.
+    pub const LARGE: RingPlan = RingPlan {
+        ring_bytes: 1 << 19,
+        max_payload_bytes: 512,
+        filling: 64,
+        orders: 60,
+        every: Micros::from_ms(1_000),
+    };
+
+    /// Small ones as a rule, which a run laps several times.
+    fn draw(rng: &mut ChaCha8Rng, wishes: &Wishes) -> RingPlan {
+        if wishes.large_rings || rng.random_bool(0.25) {
+            return RingPlan::LARGE;
+        }
+        let max_payload_bytes = [512, 1024, 2048][rng.random_range(0..3)];
+        RingPlan {
+            ring_bytes: 1 << rng.random_range(15..=17),
+            max_payload_bytes,
+            filling: max_payload_bytes - rng.random_range(64..500),
+            orders: rng.random_range(60..=200),
+            every: ms(rng, 5, 60),
+        }
     }
 }
 

@@ -99,8 +99,11 @@ pub fn check(events: &Events, facts: &Facts) -> Vec<String> {
 #[cfg(test)]
 mod made_up {
     use shared_registers::crypto::Digest;
-    use shared_registers::ids::{Batch, ClientId, Micros, OrderId, OrderNumber, Seq, ServerId};
+    use shared_registers::ids::{
+        Batch, ClientId, Micros, OrderId, OrderNumber, Seq, ServerId, Term,
+    };
     use shared_registers::order;
+    use shared_registers::record::Checkpoint;
 
     use super::{Checker, Facts};
     use crate::cluster::CLUSTER;
@@ -170,6 +173,18 @@ mod made_up {
 
     pub(super) fn committed(server: u16, batch: u64, chain: Digest) -> Event {
         Event::Committed { server: ServerId(server), batch: Batch(batch), chain }
+    }
+
+    /// A guest starts from the snapshot of a checkpoint at `batch`.
+    pub(super) fn restored(server: u16, batch: u64, order: u64, chain: Digest) -> Event {
+        let (server, order) = (ServerId(server), OrderNumber(order));
+        Event::Restored { server, checkpoint: checkpoint(batch, [0; 3]), order, chain }
+    }
+
+    /// A checkpoint of term 0.
+    pub(super) fn checkpoint(batch: u64, cut: [u64; 3]) -> Checkpoint {
+        let (term, batch, digest) = (Term(0), Batch(batch), Digest([batch as u8; 32]));
+        Checkpoint { term, batch, digest, cut: cut.to_vec() }
     }
 
     /// What a checker says has this in it.

@@ -66,6 +66,16 @@ impl Registers {
         }
     }
 
+    /// Section 6: a host has jumped over records of another's stream.
+    fn jump(&mut self, host: ServerId, writer: ServerId, to: u64) -> Result<(), String> {
+        let count = &mut self.copied[host.index()][writer.index()];
+        if host == writer || to <= *count {
+            return Err(format!("host {host} jumps from {count} to {to} of stream {writer}"));
+        }
+        *count = to;
+        Ok(())
+    }
+
     /// R1 and R4, of what a host admits from its guest.
     fn may_enter(&self, record: &RecordSeen) -> Result<(), String> {
         let (writer, seq) = (record.writer, record.seq);
@@ -151,6 +161,7 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
     for (_, event) in events {
         match event {
             Event::Copied { host, record } => registers.copy(*host, record)?,
+            Event::Jumped { host, writer, to } => registers.jump(*host, *writer, *to)?,
             Event::Exposed { host, upto } => registers.expose(*host, upto)?,
             Event::HostStarted { host, copied, exposed } => {
                 registers.start(*host, copied, exposed)?;
@@ -252,6 +263,23 @@ mod tests {
         assert_eq!(judge(check, &then(start([2, 0, 0], [1, 0, 0]))), Ok(()));
         rejected(&then(start([0; 3], [0; 3])), "R3");
         rejected(&then(start([1, 0, 0], [0; 3])), "R4");
+    }
+
+    #[test]
+    fn a_jump_back_or_in_the_own_stream_is_rejected() {
+        let jumped = |host: u16, to| {
+            let (host, writer) = (ServerId(host), ServerId(0));
+            Event::Jumped { host, writer, to }
+        };
+        let one = |host| copied(host, accept(0, 1, [0; 3]));
+        let after = |next: Event| [one(0), one(1), next];
+        let two = copied(0, accept(0, 2, [1, 0, 0]));
+        assert_eq!(judge(check, &[one(0), two.clone(), jumped(1, 2)]), Ok(()));
+        rejected(&after(jumped(1, 1)), "host 1 jumps");
+        rejected(&after(jumped(0, 2)), "host 0 jumps");
+        // It has what it jumped over no more.
+        let again = [one(0), two, jumped(1, 2), one(1)];
+        rejected(&again, "R3");
     }
 
     #[test]

@@ -8,8 +8,9 @@
 
 use std::collections::VecDeque;
 
-use protocol::messages::ToServer;
-use protocol::replica::{Input, Output, Replica};
+use protocol::messages::{ToGuest, ToServer};
+use protocol::replica::{self, Input, Output, Replica};
+use protocol::transfer;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use shared_registers::crypto::MacKey;
@@ -17,6 +18,7 @@ use shared_registers::guest_side::{DropNotice, GuestRegisters, Next};
 use shared_registers::ids::{ClientId, Micros, Seq, ServerId, Term};
 use shared_registers::record::Body;
 
+use super::catch_up::CatchUp;
 use super::script::Script;
 use super::strategies::{Deed, Strategy, When};
 use super::subscribers::Subscribers;
@@ -52,7 +54,10 @@ pub struct Byzantine {
     /// Where frames end that it will rewrite once they are consumed, a word of each, and what that
     /// becomes.
     pub(super) used_up: Vec<(u64, usize, u64)>,
-    replicas: Vec<Replica>,
+    pub(super) replicas: Vec<Replica>,
+    config: replica::Config,
+    /// It missed records, and looks for a snapshot.
+    catching: Option<CatchUp>,
     pub(super) view: View,
     armed: Vec<Armed>,
     pub(super) rng: ChaCha8Rng,
@@ -96,6 +101,8 @@ impl Byzantine {
             shown: read,
             used_up: Vec::new(),
             replicas: (0..1 + usize::from(twin)).map(replica).collect(),
+            config: config.replica.clone(),
+            catching: None,
             view: View::new(config),
             armed: config.strategies.iter().map(armed).collect(),
             rng: ChaCha8Rng::seed_from_u64(config.seed),
@@ -120,6 +127,9 @@ impl Byzantine {
 
     /// When a [`GuestInput::Timer`] must come.
     pub fn next_deadline(&self) -> Option<Micros> {
+        if let Some(catching) = &self.catching {
+            return [catching.next_deadline(), Some(self.look_at)].into_iter().flatten().min();
+        }
         let later = self.later.front().map(|(at, _)| *at);
         let core = self.replicas.iter().filter_map(Replica::next_deadline).min();
         // Not all of them want anything done: one that is kept waiting would have it spin.
@@ -169,7 +179,7 @@ impl Byzantine {
                 }
                 let core = client.index() % self.replicas.len();
                 let core = &mut self.replicas[core];
-                if let Some(message) = self.subscribers.take(core, client, message, out) {
+                if let Some(message) = self.subscribers.take(Some(core), client, message, out) {
                     core.step(now, Input::Client(client, message), wanted);
                 }
             }
@@ -181,6 +191,7 @@ impl Byzantine {
                     self.replicas[core].step(now, Input::Forward(server, order), wanted);
                 }
             }
+            GuestInput::Transfer(server, message) => self.on_transfer(server, message, out),
             GuestInput::ClientLost(client) => self.subscribers.lose(client),
             GuestInput::Registers | GuestInput::Timer => {}
         }
@@ -193,6 +204,9 @@ impl Byzantine {
                 return;
             }
             self.ready = true;
+        }
+        if self.catching.is_some() && !self.catch_up(out) {
+            return;
         }
         self.read_records(wanted);
         self.on_drops(wanted);
@@ -236,7 +250,16 @@ impl Byzantine {
         loop {
             let mut progress = false;
             for writer in ServerId::all(self.n) {
-                while let Next::Record(record) = self.registers.next(writer) {
+                loop {
+                    let record = match self.registers.next(writer) {
+                        Next::Record(record) => record,
+                        Next::Reclaimed => {
+                            let catching = CatchUp::new(&self.config, None, &mut self.registers);
+                            self.catching = Some(catching);
+                            return;
+                        }
+                        Next::Nothing | Next::Damaged => break,
+                    };
                     if !self.view.reader.can_read(&record.stamp) {
                         break;
                     }
@@ -254,6 +277,44 @@ impl Byzantine {
         }
         self.next = self.next.max(self.view.read_count(self.me).next());
         self.segment = self.segment.max(self.view.reader.segment(self.me));
+    }
+
+    /// Whoever has nobody to deceive goes the way back like a correct guest. Returns whether it is
+    /// there.
+    fn catch_up(&mut self, out: &mut Vec<GuestOutput>) -> bool {
+        self.look_at = self.now.plus(LOOK_EVERY);
+        let Some(catching) = &mut self.catching else { return true };
+        catching.turn(self.now, &mut self.registers, out);
+        if !catching.is_whole(&self.registers) || !self.registers.drained() {
+            return false;
+        }
+        let mut snapshots = Vec::new();
+        for _ in 0..self.replicas.len() + 1 {
+            let Some(snapshot) = catching.take_snapshot(&mut self.registers) else { return false };
+            snapshots.push(snapshot);
+        }
+        self.view.start_from(&snapshots.remove(0));
+        let replica = |snapshot| {
+            let application = Box::new(Tally::default());
+            let replica = Replica::from_snapshot(self.config.clone(), application, snapshot);
+            replica.expect("f + 1 claim a snapshot that is none")
+        };
+        self.replicas = snapshots.into_iter().map(replica).collect();
+        self.catching = None;
+        true
+    }
+
+    /// What another guest asks of a snapshot, or answers.
+    fn on_transfer(&mut self, server: ServerId, message: ToGuest, out: &mut Vec<GuestOutput>) {
+        match (message, &mut self.catching) {
+            (ToGuest::Fetch { digest, from }, _) => {
+                let snapshot = self.replicas[0].snapshot().map(|snapshot| &**snapshot);
+                let answer = transfer::serve(snapshot, digest, from);
+                out.push(GuestOutput::Transfer(server, answer));
+            }
+            (answer, Some(catching)) => catching.answered(self.now, server, answer),
+            (_, None) => {}
+        }
     }
 
     fn on_drops(&mut self, wanted: &mut Vec<Output>) {

@@ -7,6 +7,7 @@
 //! | module | one job |
 //! |---|---|
 //! | [`correct`] | what a correct guest does |
+//! | `catch_up` | how one whose records are reclaimed comes back |
 //! | [`strategies`] | what others do, as data, and how it is drawn |
 //! | [`byzantine`] | the others: replicas, and what is done to their inputs and outputs |
 //! | `view` | what a broken-in guest knows |
@@ -18,6 +19,7 @@
 
 mod abuse;
 pub mod byzantine;
+mod catch_up;
 pub mod correct;
 mod lies;
 mod openings;
@@ -30,7 +32,7 @@ mod subscribers;
 mod tests;
 mod view;
 
-use protocol::messages::{OrderMessage, ToClient, ToServer};
+use protocol::messages::{OrderMessage, ToClient, ToGuest, ToServer};
 use protocol::replica;
 use shared_registers::crypto::{ClusterId, MacKey};
 use shared_registers::ids::{ClientId, Micros, ServerId};
@@ -77,6 +79,8 @@ pub enum GuestInput {
     ClientLost(ClientId),
     /// An order that another guest forwards.
     FromGuest(ServerId, OrderMessage),
+    /// A question for a piece of a snapshot from another guest, or its answer (section 6).
+    Transfer(ServerId, ToGuest),
     /// [`Guest::next_deadline`] has come, or is near.
     Timer,
 }
@@ -88,6 +92,8 @@ pub enum GuestOutput {
     ToClient(ClientId, ToClient),
     /// Forward this to another guest.
     ToGuest(ServerId, OrderMessage),
+    /// Ask another guest for a piece of a snapshot, or answer it (section 6).
+    Transfer(ServerId, ToGuest),
     /// Ring the host's doorbell: frames were written.
     RingHost,
     /// For the history: what this guest concluded. Only a correct guest's notes mean anything.
