@@ -10,6 +10,10 @@ use crate::plan::RingPlan;
 
 /// The name of every simulated cluster.
 pub const CLUSTER: ClusterId = ClusterId([7; 32]);
+/// Messages that replicas keep for listeners, ...
+pub const RETAIN_MESSAGES: usize = 1 << 16;
+/// ... and bytes of their payloads: all of a run's.
+pub const RETAIN_BYTES: usize = 1 << 26;
 /// Ring of a write file.
 pub const WRITE_RING_BYTES: u64 = 1 << 16;
 

@@ -203,6 +203,17 @@ impl Sim {
         Sim::new(plan, rng, History::new(false))
     }
 
+    /// The same, with small rings and a client that fills them.
+    #[cfg(test)]
+    pub(crate) fn calm_laps(seed: u64) -> Sim {
+        let wishes = crate::plan::Wishes { calm: true, f: Some(1), large_rings: true };
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut plan = Plan::draw(&mut rng, &wishes);
+        (plan.rings.ring_bytes, plan.rings.filling) = (1 << 15, 400);
+        plan.clients.iter_mut().for_each(|client| client.every = Micros(10_000));
+        Sim::new(plan, rng, History::new(false))
+    }
+
     /// A generator of its own for one part of the simulation.
     pub(crate) fn derive(rng: &mut ChaCha8Rng) -> ChaCha8Rng {
         ChaCha8Rng::from_rng(rng)

@@ -103,11 +103,13 @@ impl Sim {
         // Before the host's first step: what it finds, and not what it makes of that.
         let copied = ServerId::all(n).map(|writer| registers.copied(writer).0).collect();
         let exposed = registers.exposed_all().into_vec();
+        let last = |writer| registers.last_change(writer, registers.copied(writer));
+        let changes = ServerId::all(n).map(last).collect();
         server.host = Some(Host::new(config, registers, now));
         server.host_epoch += 1;
         (server.dies_after, server.tick) = (None, None);
         let epoch = server.host_epoch;
-        self.history.push(self.now, Happened::HostStarted { host, copied, exposed });
+        self.history.push(self.now, Happened::HostStarted { host, copied, exposed, changes });
         self.after(Micros(1), Event::HostTick(host, epoch));
         for peer in ServerId::all(n).filter(|peer| *peer != host) {
             let delay = self.between((Micros(100), Micros(20_000)));
@@ -370,7 +372,8 @@ impl Sim {
                 let to = process.registers().first(writer).0;
                 if *known < to {
                     *known = to;
-                    self.history.push(self.now, Happened::Jumped { host, writer, to });
+                    let change = process.registers().last_change(writer, Seq(to));
+                    self.history.push(self.now, Happened::Jumped { host, writer, to, change });
                     continue;
                 }
                 *known += 1;

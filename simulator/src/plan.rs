@@ -154,6 +154,9 @@ pub struct ProcessPlan {
     pub guest_crash_every: Option<(Micros, Micros)>,
     /// Mean time between pauses of processes, and how long one lasts at most.
     pub pause_every: Option<(Micros, Micros)>,
+    /// Mean time between pauses that are so long that a guest's window passes over it, and how long
+    /// one lasts at most.
+    pub lag_every: Option<(Micros, Micros)>,
     /// Mean time between jumps of hosts' wall clocks.
     pub clock_jump_every: Option<Micros>,
     /// Thousandths of timers that go off early.
@@ -226,6 +229,12 @@ impl Plan {
         plan.payload = PayloadPlan::draw(&mut part());
         plan.trusted = TrustedPlan::draw(&mut part());
         plan.processes = ProcessPlan::draw(&mut part());
+        if plan.rings != RingPlan::LARGE {
+            strategies::deceive(&mut laps, &mut plan.guests);
+            let lags = laps.random_bool(0.7);
+            let every = (ms(&mut laps, 300, 2_500), ms(&mut laps, 500, 4_000));
+            plan.processes.lag_every = lags.then_some(every);
+        }
         plan
     }
 }
@@ -247,11 +256,11 @@ impl RingPlan {
         }
         let max_payload_bytes = [512, 1024, 2048][rng.random_range(0..3)];
         RingPlan {
-            ring_bytes: 1 << rng.random_range(15..=17),
+            ring_bytes: 1 << [15, 15, 15, 16, 17][rng.random_range(0..5)],
             max_payload_bytes,
             filling: max_payload_bytes - rng.random_range(64..500),
-            orders: rng.random_range(60..=200),
-            every: ms(rng, 5, 60),
+            orders: rng.random_range(60..=250),
+            every: ms(rng, 5, 40),
         }
     }
 }
@@ -332,6 +341,7 @@ impl ProcessPlan {
             stay_down: rng.random_bool(0.5),
             guest_crash_every: spells(rng, (200, 4_000), 2_000),
             pause_every: spells(rng, (200, 4_000), 2_000),
+            lag_every: None,
             clock_jump_every: every(rng, 500, 5_000),
             early_timers: rate(rng, 500),
             late_timers: (rate(rng, 500), ms(rng, 1, 300)),

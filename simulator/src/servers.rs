@@ -120,8 +120,8 @@ fn replica_config(me: ServerId, plan: &Plan) -> replica::Config {
         change: plan.timing.change,
         change_cap: plan.timing.change_cap,
         host_down: plan.timing.host_down,
-        retain_messages: 1 << 16,
-        retain_bytes: 1 << 26,
+        retain_messages: cluster::RETAIN_MESSAGES,
+        retain_bytes: cluster::RETAIN_BYTES,
     }
 }
 

@@ -10,6 +10,8 @@
 //! | [`agreement`] | DA2: at the end all correct servers are at one place |
 //! | [`integrity`] | DA3: nothing forged, nothing twice, each client's messages in its order |
 //! | [`registers`] | R1-R5, over the registers of all hosts |
+//! | [`checkpoints`] | section 6: what is stable, and what hosts forget |
+//! | [`oracle`] | section 6: who starts from a stable snapshot concludes what all conclude |
 //! | [`replies`] | P5: what clients believed `f + 1` had said, and is delivered; real-time order |
 //! | [`replay`] | the order, executed anew, gives every reply |
 //! | [`bounds`] | nothing grows past its bound |
@@ -19,9 +21,11 @@ pub mod agreement;
 pub mod bounds;
 pub mod certificates;
 pub mod chains;
+pub mod checkpoints;
 pub mod conduct;
 pub mod integrity;
 pub mod liveness;
+pub mod oracle;
 pub mod registers;
 pub mod replay;
 pub mod replies;
@@ -73,7 +77,7 @@ impl Facts {
 pub type Checker = fn(&Events, &Facts) -> Result<(), String>;
 
 /// All checkers, by name.
-pub const ALL: [(&str, Checker); 11] = [
+pub const ALL: [(&str, Checker); 13] = [
     ("total order", total_order::check),
     ("one committed chain", chains::check),
     ("certificates", certificates::check),
@@ -81,6 +85,8 @@ pub const ALL: [(&str, Checker); 11] = [
     ("agreement", agreement::check),
     ("integrity", integrity::check),
     ("registers", registers::check),
+    ("checkpoints", checkpoints::check),
+    ("oracle", oracle::check),
     ("replies", replies::check),
     ("replay", replay::check),
     ("bounds", bounds::check),

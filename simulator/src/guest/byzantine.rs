@@ -10,7 +10,6 @@ use std::collections::VecDeque;
 
 use protocol::messages::{ToGuest, ToServer};
 use protocol::replica::{self, Input, Output, Replica};
-use protocol::transfer;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use shared_registers::crypto::MacKey;
@@ -304,16 +303,10 @@ impl Byzantine {
         true
     }
 
-    /// What another guest asks of a snapshot, or answers.
-    fn on_transfer(&mut self, server: ServerId, message: ToGuest, out: &mut Vec<GuestOutput>) {
-        match (message, &mut self.catching) {
-            (ToGuest::Fetch { digest, from }, _) => {
-                let snapshot = self.replicas[0].snapshot().map(|snapshot| &**snapshot);
-                let answer = transfer::serve(snapshot, digest, from);
-                out.push(GuestOutput::Transfer(server, answer));
-            }
-            (answer, Some(catching)) => catching.answered(self.now, server, answer),
-            (_, None) => {}
+    /// What another guest answered.
+    pub(super) fn answered(&mut self, server: ServerId, answer: ToGuest) {
+        if let Some(catching) = &mut self.catching {
+            catching.answered(self.now, server, answer);
         }
     }
 
@@ -351,6 +344,11 @@ impl Byzantine {
         for replica in &mut self.replicas {
             replica.step(self.now, Input::Idle, wanted);
         }
+    }
+
+    /// Whether it may do this at all: what is drawn for one who may not changes nothing.
+    pub(super) fn is_armed(&self, deed: Deed) -> bool {
+        self.armed.iter().any(|armed| armed.strategy.deed == deed)
     }
 
     /// A strategy that is at work now.

@@ -82,6 +82,8 @@ struct Noted {
     delivered: OrderNumber,
     committed: (u64, Digest),
     stable: Option<Checkpoint>,
+    /// Per stream, the records before the stable checkpoint that everything is delivered up to.
+    settled: Option<Vec<u64>>,
 }
 
 impl Correct {
@@ -286,6 +288,7 @@ impl Correct {
             delivered: order,
             committed: (status.committed, chain),
             stable: Some(checkpoint.clone()),
+            settled: Some(checkpoint.cut.clone()),
         };
         out.push(GuestOutput::Note(Event::Restored { server, checkpoint, order, chain }));
         self.core = Core::reading(replica);
@@ -322,6 +325,33 @@ impl Correct {
             let checkpoint = stable.clone();
             out.push(GuestOutput::Note(Event::Stable { server, checkpoint }));
         }
+        if let Some(stable) = replica.stable()
+            && replica.reader().taken().0 >= stable.batch
+            && self.noted.settled.as_ref() != Some(&stable.cut)
+        {
+            self.noted.settled = Some(stable.cut.clone());
+        }
+    }
+
+    /// What a reader keeps is bounded by the records since the stable cut (section 6).
+    fn reader_queues(&self, replica: &Replica) -> [(&'static str, usize, usize); 5] {
+        let reader = replica.reader();
+        let [votes, changes, terms, batches] = reader.held();
+        let settled = |writer: ServerId| {
+            self.noted.settled.as_ref().map_or(0, |settled| settled[writer.index()])
+        };
+        let since = |writer| reader.read_count(writer).0.saturating_sub(settled(writer)) as usize;
+        let since: usize = ServerId::all(self.n).map(since).sum();
+        let rings = self.n * self.registers.geometry().max_records();
+        [
+            ("records since the stable cut", since, rings),
+            // Of what lies before the cut: the last vote, and two CHANGEs.
+            ("votes kept of one writer", votes, since + 1),
+            ("CHANGEs kept of one writer", changes, since + 2),
+            // The checkpoint's and the one after, which may be dead.
+            ("terms kept", terms, since + 2),
+            ("batches kept", batches, since + self.config.window as usize + 1),
+        ]
     }
 
     /// Tells the core what was dropped and what the hints are, and lets it act.
@@ -346,8 +376,10 @@ impl Correct {
         let frames = ("frames that wait for the write file", self.frames.len(), FRAMES_QUEUED);
         let replicas = self.core.replica().map(Replica::queues).into_iter().flatten();
         let replicas = replicas.map(|queue| (queue.name, queue.length, queue.bound));
+        let reader = self.core.replica().map(|replica| self.reader_queues(replica));
         let subscribers = self.subscribers.queues(self.clients);
-        for queue in replicas.chain(subscribers).chain([frames]) {
+        for queue in replicas.chain(reader.into_iter().flatten()).chain(subscribers).chain([frames])
+        {
             let news = self.longest.is(u32::from(self.me.0), queue);
             out.extend(news.map(GuestOutput::Note));
         }

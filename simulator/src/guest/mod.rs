@@ -13,6 +13,7 @@
 //! | `view` | what a broken-in guest knows |
 //! | `rewrite`, `schemes`, `openings` | what it does to its replicas' frames, and what it adds |
 //! | `lies` | what it tells clients |
+//! | `section6` | what it claims, and what it gives out for snapshots |
 //! | `abuse` | what it does to its write file |
 //! | [`script`] | what several of them know of each other |
 //! | `subscribers` | listeners, of either kind of guest |
@@ -26,6 +27,7 @@ mod openings;
 mod rewrite;
 mod schemes;
 pub mod script;
+mod section6;
 pub mod strategies;
 mod subscribers;
 #[cfg(test)]
