@@ -17,6 +17,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use shared_registers::canary::{Canary, broken};
 use shared_registers::codec::{Malformed, Put, Reader};
 use shared_registers::crypto::{ClusterId, DIGEST_BYTES, Digest};
 use shared_registers::ids::{Micros, OrderNumber};
@@ -102,7 +103,8 @@ impl Part {
             Kind::Clients => ledger::head_bytes(&bytes)?,
             Kind::Application => bytes.len(),
         };
-        if head > bytes.len() || head_digest(entry.kind, &bytes[..head]) != entry.digest {
+        let named = |head: &[u8]| head_digest(entry.kind, head) == entry.digest;
+        if head > bytes.len() || !(named(&bytes[..head]) || broken(Canary::S6Part)) {
             return Err(Malformed);
         }
         let (head, rest) = (bytes.slice(..head), bytes.slice(head..));
@@ -207,7 +209,7 @@ impl Manifest {
     /// Reads the manifest of a cluster of `n` servers that `checkpoint` names. All else is
     /// malformed, also one whose digest is right but that says something else of the checkpoint.
     pub fn decode(bytes: &[u8], checkpoint: &Checkpoint) -> Result<Manifest, Malformed> {
-        if Manifest::digest(bytes) != checkpoint.digest {
+        if Manifest::digest(bytes) != checkpoint.digest && !broken(Canary::S6Manifest) {
             return Err(Malformed);
         }
         let mut from = Reader::new(bytes);

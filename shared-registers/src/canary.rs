@@ -105,6 +105,30 @@ canaries! {
     P5Quorum,
     /// P5: a listener believes `f` equal deliveries.
     P5ListenerQuorum,
+    /// Section 6: the cut at a term's base is what another term's opening had seen.
+    S6Cut,
+    /// Section 6: `f` equal claims make a checkpoint stable.
+    S6Quorum,
+    /// Section 6: a claim counts whatever its record has seen.
+    S6Seen,
+    /// Section 6: a snapshot leaves out the writers' last CHANGEs.
+    S6LastChange,
+    /// Section 6: a snapshot leaves out that the next term is dead.
+    S6NextDead,
+    /// Section 6: a snapshot leaves out the votes at the cut.
+    S6Votes,
+    /// Section 6: a stable checkpoint lets nothing go at replicas.
+    S6Prune,
+    /// Section 6: whoever fetches a snapshot takes any manifest for the one that was claimed.
+    S6Manifest,
+    /// Section 6: ... and any bytes for the part that the manifest names.
+    S6Part,
+    /// Section 6: a host reclaims whatever its guest may see.
+    S6Reclaim,
+    /// Section 6: a host that starts again forgets the last CHANGE that was reclaimed.
+    S6Changed,
+    /// Section 6: a host that jumps is not told of the CHANGEs that it jumps over.
+    S6JumpChanges,
 }
 
 #[cfg(not(feature = "canaries"))]

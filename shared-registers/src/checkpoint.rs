@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use crate::canary::{Canary, broken};
 use crate::ids::ServerId;
 use crate::limits::CLAIMS_HELD;
 use crate::record::{Checkpoint, Stamp};
@@ -33,7 +34,7 @@ impl Claims {
     pub fn count(&mut self, stamp: &Stamp, claim: &Checkpoint) -> Option<&Checkpoint> {
         // A claim speaks of what its own record has seen, and of more than is stable already.
         let seen = claim.cut.iter().zip(&stamp.seen).all(|(cut, seen)| cut <= seen);
-        if !seen || !self.is_news(claim) {
+        if !(seen || broken(Canary::S6Seen)) || !self.is_news(claim) {
             return None;
         }
         let held = &mut self.held[stamp.writer.index()];
@@ -45,7 +46,7 @@ impl Claims {
         }
         held.push_back(claim.clone());
         let claimants = self.held.iter().filter(|held| held.contains(claim)).count();
-        if claimants < self.needed {
+        if claimants + usize::from(broken(Canary::S6Quorum)) < self.needed {
             return None;
         }
         self.adopt(claim);

@@ -43,7 +43,7 @@ pub struct Vote {
 }
 
 /// A checkpoint claim (section 6).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Checkpoint {
     /// The term whose own votes commit the batch.
     pub term: Term,

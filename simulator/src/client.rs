@@ -15,9 +15,9 @@ use shared_registers::crypto::{MacKey, Secret};
 use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber, ServerId};
 use shared_registers::order;
 
-use crate::cluster::{self, CLUSTER, MAX_PAYLOAD_BYTES};
+use crate::cluster::{self, CLUSTER};
 use crate::history::{Event, Longest};
-use crate::plan::{ClientPlan, Timing};
+use crate::plan::{ClientPlan, RingPlan, Timing};
 
 /// Deliveries and bytes that a listener's caller can take at once.
 const ROOM: (u64, u64) = (64, 1 << 16);
@@ -53,6 +53,8 @@ pub(crate) struct Client {
     sent: BTreeSet<(u64, u64)>,
     unanswered: BTreeSet<u64>,
     in_flight: usize,
+    /// Payloads are filled up with fewer bytes.
+    filling: usize,
     longest: Longest,
 }
 
@@ -62,7 +64,7 @@ impl Client {
         id: ClientId,
         f: usize,
         plan: &ClientPlan,
-        timing: &Timing,
+        (timing, rings): (&Timing, &RingPlan),
         (now, leap): (u64, u32),
     ) -> Client {
         let n = 2 * f + 1;
@@ -78,7 +80,7 @@ impl Client {
             resend,
             fetch,
             max_in_flight: plan.in_flight,
-            max_payload_bytes: MAX_PAYLOAD_BYTES,
+            max_payload_bytes: rings.max_payload_bytes,
         };
         let from = OrderNumber(1);
         let listener = || {
@@ -96,6 +98,7 @@ impl Client {
             sent: BTreeSet::new(),
             unanswered: BTreeSet::new(),
             in_flight: plan.in_flight,
+            filling: rings.filling,
             longest: Longest::default(),
         }
     }
@@ -177,7 +180,7 @@ impl Client {
         out: &mut Vec<Output>,
     ) {
         let mut payload = format!("{} {ticket} ", self.id).into_bytes();
-        payload.resize(payload.len() + rng.random_range(0..64), b'.');
+        payload.resize(payload.len() + rng.random_range(0..self.filling), b'.');
         let client = self.id;
         out.push(Output::Note(Event::Broadcast { client, ticket, payload: payload.clone() }));
         self.unanswered.insert(ticket);
@@ -289,12 +292,14 @@ pub(crate) struct Liar {
     keys: Vec<MacKey>,
     session: u64,
     count: u64,
+    max_payload_bytes: usize,
 }
 
 impl Liar {
     /// A liar.
-    pub(crate) fn new(id: ClientId, n: usize) -> Liar {
-        Liar { id, keys: cluster::order_keys(id, n), session: 1, count: 0 }
+    pub(crate) fn new(id: ClientId, n: usize, max_payload_bytes: usize) -> Liar {
+        let keys = cluster::order_keys(id, n);
+        Liar { id, keys, session: 1, count: 0, max_payload_bytes }
     }
 
     /// One lie, or a few that belong together, and what kind of lie it is.
@@ -337,7 +342,8 @@ impl Liar {
         }
         if kind == 3 {
             // Too large, or of a client that is not there.
-            let mut message = cluster::order(id, vec![b'x'; MAX_PAYLOAD_BYTES + 1], &self.keys);
+            let payload = vec![b'x'; self.max_payload_bytes + 1];
+            let mut message = cluster::order(id, payload, &self.keys);
             if rng.random_bool(0.5) {
                 message.id.client = ClientId(self.id.0 + 1000);
             }

@@ -6,12 +6,14 @@ use shared_registers::ids::{ClientId, OrderId, ServerId};
 use shared_registers::layout::Geometry;
 use shared_registers::limits::RegisterLimits;
 
+use crate::plan::RingPlan;
+
 /// The name of every simulated cluster.
 pub const CLUSTER: ClusterId = ClusterId([7; 32]);
-/// Largest payload.
-pub const MAX_PAYLOAD_BYTES: usize = 512;
-/// Ring of one stream: small, so that a cluster is cheap to make, and large enough for a run.
-pub const RING_BYTES: u64 = 1 << 19;
+/// Messages that replicas keep for listeners, ...
+pub const RETAIN_MESSAGES: usize = 1 << 16;
+/// ... and bytes of their payloads: all of a run's.
+pub const RETAIN_BYTES: usize = 1 << 26;
 /// Ring of a write file.
 pub const WRITE_RING_BYTES: u64 = 1 << 16;
 
@@ -34,10 +36,10 @@ pub fn order(id: OrderId, payload: Vec<u8>, keys: &[MacKey]) -> OrderMessage {
 }
 
 /// The shape of a server's files.
-pub fn geometry(server: ServerId, n: usize) -> Geometry {
+pub fn geometry(server: ServerId, n: usize, rings: &RingPlan) -> Geometry {
     let limits = RegisterLimits {
-        max_payload_bytes: MAX_PAYLOAD_BYTES,
-        ring_bytes: RING_BYTES,
+        max_payload_bytes: rings.max_payload_bytes,
+        ring_bytes: rings.ring_bytes,
         write_ring_bytes: WRITE_RING_BYTES,
     };
     Geometry { n, server, cluster: CLUSTER, limits }

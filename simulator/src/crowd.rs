@@ -13,8 +13,6 @@ use crate::history::Event as Happened;
 use crate::plan::Plan;
 use crate::servers::EPOCH;
 
-/// Orders of one client in the whole run: what is bounded is what the rings must hold.
-const MAX_ORDERS: u64 = 60;
 /// Lies of one client.
 const MAX_LIES: u64 = 60;
 
@@ -44,9 +42,13 @@ pub(crate) struct Crowd {
 
 impl Crowd {
     pub(crate) fn new(plan: &Plan, rng: &mut ChaCha8Rng) -> Crowd {
-        let drift = plan.processes.drift_ppm;
+        let (drift, payload) = (plan.processes.drift_ppm, plan.rings.max_payload_bytes);
         let mut person = |id: ClientId, lying: bool| Person {
-            mind: if lying { Mind::Lying(Liar::new(id, plan.n)) } else { Mind::Correct(None) },
+            mind: if lying {
+                Mind::Lying(Liar::new(id, plan.n, payload))
+            } else {
+                Mind::Correct(None)
+            },
             epoch: 0,
             clock: Clock {
                 offset: Micros(rng.random_range(0..10_000_000)),
@@ -111,7 +113,8 @@ impl Sim {
             let session = person.clock.show(self.now).plus(person.wall).0;
             // 24 bits, as real clients draw them.
             let life = (session, person.rng.random::<u32>() >> 8);
-            let new = Client::start(client, self.plan.f, &plan, &self.plan.timing, life);
+            let settings = (&self.plan.timing, &self.plan.rings);
+            let new = Client::start(client, self.plan.f, &plan, settings, life);
             *mind = Some(Box::new(new));
             person.timer = None;
             self.history.push(self.now, Happened::ClientStarted { client, session });
@@ -180,7 +183,7 @@ impl Sim {
 
     pub(crate) fn client_wants(&mut self, client: ClientId, epoch: u64) {
         let person = &self.crowd.people[client.index()];
-        if person.epoch != epoch || self.healed || person.tickets >= MAX_ORDERS {
+        if person.epoch != epoch || self.healed || person.tickets >= self.plan.rings.orders {
             return;
         }
         self.step_client(client, Input::Broadcast);

@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-use protocol::messages::{OrderMessage, ToClient, ToServer};
+use protocol::messages::{OrderMessage, ToClient, ToGuest, ToServer};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use shared_registers::ids::{ClientId, Micros, ServerId};
@@ -53,6 +53,9 @@ pub(crate) enum Event {
     ToClient { server: ServerId, client: ClientId, generation: u64, message: ToClient },
     /// A guest's order comes to another.
     Forward { from: ServerId, to: ServerId, epoch: u64, order: OrderMessage },
+    /// A guest's question for a piece of a snapshot, or its answer, comes to another, on the
+    /// connection of this generation.
+    Transfer { from: ServerId, to: ServerId, epoch: u64, generation: u64, message: ToGuest },
     /// A client tries to connect.
     Dial { client: ClientId, server: ServerId },
     /// A client learns that its connection is up, or gone.
@@ -93,7 +96,7 @@ impl Event {
             Event::GuestLost { server, .. } | Event::ToServer { server, .. } => {
                 Some(Process::Guest(*server))
             }
-            Event::Forward { to, .. } => Some(Process::Guest(*to)),
+            Event::Forward { to, .. } | Event::Transfer { to, .. } => Some(Process::Guest(*to)),
             _ => None,
         }
     }
@@ -194,9 +197,20 @@ impl Sim {
     /// A cluster of three in which nothing goes wrong by itself, for tests.
     #[cfg(test)]
     pub(crate) fn calm(seed: u64) -> Sim {
-        let wishes = crate::plan::Wishes { calm: true, f: Some(1) };
+        let wishes = crate::plan::Wishes { calm: true, f: Some(1), large_rings: true };
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let plan = Plan::draw(&mut rng, &wishes);
+        Sim::new(plan, rng, History::new(false))
+    }
+
+    /// The same, with small rings and a client that fills them.
+    #[cfg(test)]
+    pub(crate) fn calm_laps(seed: u64) -> Sim {
+        let wishes = crate::plan::Wishes { calm: true, f: Some(1), large_rings: true };
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut plan = Plan::draw(&mut rng, &wishes);
+        (plan.rings.ring_bytes, plan.rings.filling) = (1 << 15, 400);
+        plan.clients.iter_mut().for_each(|client| client.every = Micros(10_000));
         Sim::new(plan, rng, History::new(false))
     }
 
@@ -310,6 +324,9 @@ impl Sim {
                 self.reach_client(server, client, generation, message);
             }
             Event::Forward { from, to, epoch, order } => self.forwarded(from, to, epoch, order),
+            Event::Transfer { from, to, epoch, generation, message } => {
+                self.transferred((from, to), epoch, generation, message);
+            }
             Event::Dial { client, server } => self.dial(client, server),
             Event::ClientLink { client, server, epoch, up } => {
                 self.client_link(client, server, epoch, up);

@@ -21,6 +21,8 @@ pub(crate) enum Fault {
     GuestCrash,
     /// A process stops for a while.
     Pause,
+    /// A guest stops for so long that it is left behind.
+    Lag,
     /// A host's wall clock jumps.
     ClockJump,
     /// A client dies.
@@ -51,6 +53,7 @@ impl Sim {
             Fault::HostCrash => processes.host_crash_every,
             Fault::GuestCrash => processes.guest_crash_every,
             Fault::Pause => processes.pause_every,
+            Fault::Lag => processes.lag_every,
             Fault::ClockJump => no_time(processes.clock_jump_every),
             Fault::ClientCrash(client) => no_time(self.plan.clients[client.index()].crash_every),
         }
@@ -64,6 +67,7 @@ impl Sim {
             Fault::HostCrash,
             Fault::GuestCrash,
             Fault::Pause,
+            Fault::Lag,
             Fault::ClockJump,
         ];
         faults.extend(self.crowd.ids().map(Fault::ClientCrash));
@@ -111,6 +115,12 @@ impl Sim {
                 }
             }
             Fault::Pause => self.inject_pause(server, time),
+            Fault::Lag => {
+                self.pause(Process::Guest(server), time);
+                if self.rng.random_bool(0.3) {
+                    self.pause(Process::Host(server), time);
+                }
+            }
             Fault::ClockJump => {
                 self.count("host clock jump");
                 let (back, jump) = (self.rng.random_bool(0.5), self.rng.random_range(1..5_000_000));
@@ -130,6 +140,7 @@ impl Sim {
                 || entry.host.is_none()
                 || entry.guest.is_none()
                 || entry.dies_after.is_some()
+                || entry.is_behind()
         };
         let others = ServerId::all(self.plan.n).filter(|s| *s != server && faulty(*s));
         others.count() < self.plan.f

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use shared_registers::crypto::Digest;
 use shared_registers::ids::{Batch, ClientId, Micros, OrderId, OrderNumber, Seq, ServerId, Term};
+use shared_registers::record::Checkpoint;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -153,6 +154,8 @@ pub enum Event {
         copied: Vec<u64>,
         /// Per stream, how many of them its guest may see.
         exposed: Vec<u64>,
+        /// Per stream, the highest term of its CHANGEs among them, as the host has it (R1).
+        changes: Vec<Option<Term>>,
     },
     /// A host agent died.
     HostCrashed {
@@ -184,6 +187,56 @@ pub enum Event {
         /// Per stream, how many its guest may see now.
         upto: Vec<u64>,
     },
+    /// A host has jumped over records of streams, or begins to (section 6).
+    Jumped {
+        /// Which host.
+        host: ServerId,
+        /// Whose stream.
+        writer: ServerId,
+        /// It has none of the first so many records that it had not before.
+        to: u64,
+        /// The highest term of the CHANGEs among them, as the host has it (R1).
+        change: Option<Term>,
+    },
+    /// A host has reclaimed records (section 6).
+    Reclaimed {
+        /// Which host.
+        host: ServerId,
+        /// Per stream, how many it has reclaimed.
+        first: Vec<u64>,
+    },
+    /// A host admitted a record that claims a checkpoint (section 6).
+    Claimed {
+        /// Which host.
+        host: ServerId,
+        /// What its guest could have seen (R4).
+        seen: Vec<u64>,
+        /// What is claimed.
+        claim: Checkpoint,
+    },
+    /// A correct replica has read that a checkpoint is stable.
+    Stable {
+        /// Who.
+        server: ServerId,
+        /// Which.
+        checkpoint: Checkpoint,
+    },
+    /// A correct guest found records that it needs reclaimed: its replica is gone.
+    FellBehind {
+        /// Whose.
+        server: ServerId,
+    },
+    /// A correct guest starts from a snapshot, and reads on from its cut.
+    Restored {
+        /// Whose.
+        server: ServerId,
+        /// The snapshot's checkpoint.
+        checkpoint: Checkpoint,
+        /// The last order in it.
+        order: OrderNumber,
+        /// The chain value after the checkpoint's batch.
+        chain: Digest,
+    },
     /// A host found fault with a peer. Hosts do not lie, so this must not happen.
     HostFault {
         /// Who complains.
@@ -211,11 +264,28 @@ pub enum Event {
     },
     /// Faults begin again, after a calm.
     Shaken,
+    /// Every record that was admitted, at the end of the run.
+    Streams(Arc<Streams>),
     /// The run ended.
     Over {
         /// Per server: the records of each stream that its host has, if it is up.
         copied: Vec<Option<Vec<u64>>>,
     },
+}
+
+/// All streams from their first records on, and what their readers are told.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Streams {
+    /// By server, its records, as hosts encode them.
+    pub streams: Vec<Vec<Vec<u8>>>,
+    /// `W` (V2).
+    pub window: u64,
+    /// `K` (section 6).
+    pub checkpoint_weight: u64,
+    /// How many clients there are.
+    pub clients: usize,
+    /// Largest payload, and reply.
+    pub max_payload_bytes: usize,
 }
 
 /// A record, as a host's registers hold it.
@@ -312,7 +382,7 @@ impl History {
 
     /// Something happened at `at` (of the simulation's time).
     pub fn push(&mut self, at: Micros, event: Event) {
-        if self.verbose {
+        if self.verbose && !matches!(event, Event::Streams(_)) {
             println!("{:>12} {event:?}", at.0);
         }
         (at, &event).hash(&mut self.hash);

@@ -54,13 +54,16 @@ struct Link {
 pub(crate) struct Trusted {
     n: usize,
     links: Vec<Link>,
-    /// Every record that any host has, by stream: what the history says of it.
+    /// Every record that any host has had, by stream: what the history says of it.
     records: Vec<Vec<Arc<RecordSeen>>>,
+    /// ... and its bytes.
+    pub(crate) streams: Vec<Vec<Vec<u8>>>,
 }
 
 impl Trusted {
     pub(crate) fn new(n: usize) -> Trusted {
-        Trusted { n, links: vec![Link::default(); n * n], records: vec![Vec::new(); n] }
+        let (records, streams) = (vec![Vec::new(); n], vec![Vec::new(); n]);
+        Trusted { n, links: vec![Link::default(); n * n], records, streams }
     }
 
     fn link(&mut self, a: ServerId, b: ServerId) -> &mut Link {
@@ -90,7 +93,7 @@ impl Sim {
         if server.host.is_some() {
             return;
         }
-        let geometry = cluster::geometry(host, n);
+        let geometry = cluster::geometry(host, n, &self.plan.rings);
         let (read, write) = (server.read.clone(), server.write.clone());
         let registers = match again {
             // R6, as built: with its file intact it goes on where it was.
@@ -100,11 +103,13 @@ impl Sim {
         // Before the host's first step: what it finds, and not what it makes of that.
         let copied = ServerId::all(n).map(|writer| registers.copied(writer).0).collect();
         let exposed = registers.exposed_all().into_vec();
+        let last = |writer| registers.last_change(writer, registers.copied(writer));
+        let changes = ServerId::all(n).map(last).collect();
         server.host = Some(Host::new(config, registers, now));
         server.host_epoch += 1;
         (server.dies_after, server.tick) = (None, None);
         let epoch = server.host_epoch;
-        self.history.push(self.now, Happened::HostStarted { host, copied, exposed });
+        self.history.push(self.now, Happened::HostStarted { host, copied, exposed, changes });
         self.after(Micros(1), Event::HostTick(host, epoch));
         for peer in ServerId::all(n).filter(|peer| *peer != host) {
             let delay = self.between((Micros(100), Micros(20_000)));
@@ -345,7 +350,8 @@ impl Sim {
             let at = way.floor;
             self.at(at, Event::HostFrame { to, from, generation, bytes });
             // One frame goes past what a link holds.
-            let largest = 1 + cluster::geometry(from, self.plan.n).max_record_bytes();
+            let geometry = cluster::geometry(from, self.plan.n, &self.plan.rings);
+            let largest = 1 + geometry.max_record_bytes();
             self.measure(from, ("bytes on a link", held, LINK_SEND_BYTES + largest));
             self.measure(from, ("frames on a link", frames, MAX_LINK_FRAMES));
         }
@@ -363,21 +369,48 @@ impl Sim {
                 if *known >= process.registers().copied(writer).0 {
                     break;
                 }
+                let to = process.registers().first(writer).0;
+                if *known < to {
+                    *known = to;
+                    let change = process.registers().last_change(writer, Seq(to));
+                    self.history.push(self.now, Happened::Jumped { host, writer, to, change });
+                    continue;
+                }
                 *known += 1;
                 let seq = Seq(*known);
                 bytes.clear();
                 assert!(process.registers().record(writer, seq, &mut bytes), "it is copied");
                 let record = self.trusted.note(writer, seq, &bytes);
                 if host == writer {
-                    let (seen, says) = (record.seen.clone(), records::says(&bytes, n, &CLUSTER));
-                    self.history.push(self.now, Happened::Admitted { host, seq, seen, says });
+                    self.note_admitted(&record, &bytes);
                 }
                 self.history.push(self.now, Happened::Copied { host, record });
             }
         }
+        self.note_marks(host);
+    }
+
+    fn note_admitted(&mut self, record: &RecordSeen, bytes: &[u8]) {
+        let (host, seq, n, now) = (record.writer, record.seq, self.plan.n, self.now);
+        let (seen, says) = (record.seen.clone(), records::says(bytes, n, &CLUSTER));
+        self.history.push(now, Happened::Admitted { host, seq, seen, says });
+        if let Some(claim) = records::claim(bytes, n) {
+            let seen = record.seen.clone();
+            self.history.push(now, Happened::Claimed { host, seen, claim });
+        }
+    }
+
+    /// Writes into the history what a host exposes, and what it has reclaimed.
+    fn note_marks(&mut self, host: ServerId) {
         let server = &mut self.servers[host.index()];
         let Some(process) = &server.host else { return };
-        let upto = process.registers().exposed_all().into_vec();
+        let registers = process.registers();
+        let first: Vec<_> = ServerId::all(self.plan.n).map(|w| registers.first(w).0).collect();
+        let upto = registers.exposed_all().into_vec();
+        if server.first != first {
+            server.first = first.clone();
+            self.history.push(self.now, Happened::Reclaimed { host, first });
+        }
         if server.exposed != upto {
             server.exposed = upto.clone();
             self.history.push(self.now, Happened::Exposed { host, upto });
@@ -397,6 +430,7 @@ impl Trusted {
         let record = Arc::new(records::describe(writer, seq, bytes, self.n, &CLUSTER));
         if index == stream.len() {
             stream.push(record.clone());
+            self.streams[writer.index()].push(bytes.to_vec());
         }
         record
     }

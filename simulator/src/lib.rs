@@ -42,6 +42,7 @@ mod servers;
 
 pub use shared_registers::canary;
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rand::SeedableRng;
@@ -76,6 +77,9 @@ impl Options {
         }
         if self.wishes.calm {
             command.push_str(" --calm");
+        }
+        if self.wishes.large_rings {
+            command.push_str(" --large-rings");
         }
         command
     }
@@ -113,6 +117,57 @@ pub struct Report {
     pub delivered: u64,
     /// How many terms somebody left.
     pub sequencer_changes: u64,
+    /// What became of records that a stable checkpoint covers (section 6).
+    pub section6: Section6,
+}
+
+/// What section 6 had to do in runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Section6 {
+    /// Checkpoints that a correct replica read to be stable: different ones.
+    pub stable: u64,
+    /// Records of any stream that some host reclaimed.
+    pub reclaimed: u64,
+    /// Streams that a host jumped in.
+    pub jumps: u64,
+    /// Correct guests that lost their replica over reclaimed records.
+    pub behind: u64,
+    /// Snapshots that correct guests started from.
+    pub restored: u64,
+}
+
+impl Section6 {
+    fn of(history: &History) -> Section6 {
+        let (mut this, mut stable) = (Section6::default(), BTreeSet::new());
+        let mut most: Vec<u64> = Vec::new();
+        for (_, event) in history.events() {
+            match event {
+                Event::Stable { checkpoint, .. } => drop(stable.insert(checkpoint)),
+                Event::Jumped { .. } => this.jumps += 1,
+                Event::FellBehind { .. } => this.behind += 1,
+                Event::Restored { .. } => this.restored += 1,
+                Event::Reclaimed { first, .. } => {
+                    most.resize(first.len(), 0);
+                    most.iter_mut()
+                        .zip(first)
+                        .for_each(|(most, first)| *most = (*most).max(*first));
+                }
+                _ => {}
+            }
+        }
+        Section6 { stable: stable.len() as u64, reclaimed: most.iter().sum(), ..this }
+    }
+
+    /// Of these runs and those.
+    pub fn plus(self, other: Section6) -> Section6 {
+        Section6 {
+            stable: self.stable + other.stable,
+            reclaimed: self.reclaimed + other.reclaimed,
+            jumps: self.jumps + other.jumps,
+            behind: self.behind + other.behind,
+            restored: self.restored + other.restored,
+        }
+    }
 }
 
 /// Runs one seed, and lets every checker look at what happened.
@@ -150,6 +205,7 @@ fn run_unguarded(seed: u64, options: &Options) -> Report {
         faults: sim.fault_counts().clone(),
         recovered: course.recovered,
         sequencer_changes: sequencer_changes(sim.history()),
+        section6: Section6::of(sim.history()),
         delivered: sim.servers.iter().map(|server| server.delivered.0).max().unwrap_or(0),
     }
 }

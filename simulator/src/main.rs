@@ -16,7 +16,7 @@ use std::time::Instant;
 use clap::Parser;
 use simulator::engine::FaultCounts;
 use simulator::plan::Wishes;
-use simulator::{DEFAULT_STEPS, Options, Report, run};
+use simulator::{DEFAULT_STEPS, Options, Report, Section6, run};
 
 /// So many seeds have one that is run twice.
 const TWICE_EVERY: u64 = 100;
@@ -46,6 +46,9 @@ struct Args {
     /// Run without any fault
     #[arg(long)]
     calm: bool,
+    /// Run with rings that hold a whole run, so that nothing is reclaimed
+    #[arg(long)]
+    large_rings: bool,
     /// Print the plan and every event of the seed
     #[arg(long, requires = "seed")]
     verbose: bool,
@@ -53,7 +56,8 @@ struct Args {
 
 impl Args {
     fn options(&self) -> Options {
-        let wishes = Wishes { f: self.f.map(usize::from), calm: self.calm };
+        let (f, calm, large_rings) = (self.f.map(usize::from), self.calm, self.large_rings);
+        let wishes = Wishes { f, calm, large_rings };
         Options { wishes, steps: self.steps, verbose: self.verbose }
     }
 }
@@ -69,6 +73,7 @@ struct Summary {
     delivered: u64,
     worst: (u64, u64),
     sequencer_changes: u64,
+    section6: Section6,
     faults: FaultCounts,
 }
 
@@ -80,6 +85,7 @@ impl Summary {
         self.steps += report.steps;
         self.delivered += report.delivered;
         self.sequencer_changes += report.sequencer_changes;
+        self.section6 = self.section6.plus(report.section6);
         if let Some(recovered) = report.recovered {
             self.worst = self.worst.max((recovered.0, report.seed));
         }
@@ -103,6 +109,11 @@ impl Summary {
             "{} seeds, {} failed; {hours:.2} simulated hours, {} events, {} messages delivered; \
              {} sequencer changes; {rate:.1} seeds/s",
             self.seeds, self.failed, self.steps, self.delivered, self.sequencer_changes
+        );
+        let Section6 { stable, reclaimed, jumps, behind, restored } = self.section6;
+        println!(
+            "{stable} stable checkpoints, {reclaimed} records reclaimed, {jumps} streams jumped in; \
+             {behind} guests lost their replica, {restored} started from a snapshot"
         );
         println!("faults injected:");
         for (kind, count) in &self.faults {

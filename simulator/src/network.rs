@@ -33,9 +33,20 @@ struct Connection {
     dialing: bool,
 }
 
+/// A connection on which a guest asks another for pieces of a snapshot.
+#[derive(Clone, Default)]
+struct Transfers {
+    /// What belongs to an earlier one is lost.
+    generation: u64,
+    /// Of questions and of answers: the next comes after this.
+    floors: [Micros; 2],
+}
+
 /// The payload network.
 pub(crate) struct Payload {
     n: usize,
+    /// By who asks, and whom.
+    transfers: Vec<Transfers>,
     connections: Vec<Connection>,
     /// From whom nothing gets to whom, by partition.
     partitions: BTreeMap<u64, BTreeSet<(Node, Node)>>,
@@ -46,6 +57,7 @@ impl Payload {
     pub(crate) fn new(clients: usize, n: usize) -> Payload {
         Payload {
             n,
+            transfers: vec![Transfers::default(); n * n],
             connections: vec![Connection::default(); clients * n],
             partitions: BTreeMap::new(),
             next_partition: 0,
@@ -216,6 +228,59 @@ impl Sim {
             self.after(again, event.clone());
         }
         self.after(first, event);
+    }
+
+    /// Sends a question for a piece of a snapshot, or an answer. They go on a connection that whoever
+    /// asks has made, a stream of bytes: what happens to a part of it breaks it, and all that is on
+    /// its way is lost. Then the next question makes a new one.
+    pub(crate) fn send_transfer(&mut self, from: ServerId, to: ServerId, message: &ToGuest) {
+        if from == to || to.index() >= self.plan.n {
+            return;
+        }
+        let bytes = messages::encode(message);
+        if let Some(bytes) = self.alter(bytes.clone()) {
+            let _ = messages::decode_to_guest(&bytes, self.plan.n);
+        }
+        let Ok(message) = messages::decode_to_guest(&bytes, self.plan.n) else { return };
+        let answers = !matches!(message, ToGuest::Fetch { .. });
+        let (asker, source) = if answers { (to, from) } else { (from, to) };
+        let link = asker.index() * self.plan.n + source.index();
+        let fate = self.fate(Node::Guest(from), Node::Guest(to), true);
+        let transfers = &mut self.payload.transfers[link];
+        let Fate::Comes(delay, _) = fate else {
+            transfers.generation += 1;
+            return;
+        };
+        let (floor, generation) =
+            (&mut transfers.floors[usize::from(answers)], transfers.generation);
+        let at = self.now.plus(delay).max(floor.plus(Micros(1)));
+        *floor = at;
+        let epoch = self.servers[to.index()].guest_epoch;
+        let event = Event::Transfer { from, to, epoch, generation, message };
+        if self.happens(self.plan.payload.duplicate) {
+            // Asked twice, and answered twice.
+            self.count("payload: repeated piece or question");
+            let held_up = self.plan.payload.held_up;
+            let again = self.between((Micros(1), held_up));
+            self.at(at.plus(again), event.clone());
+        }
+        self.at(at, event);
+    }
+
+    pub(crate) fn transferred(
+        &mut self,
+        (from, to): (ServerId, ServerId),
+        epoch: u64,
+        generation: u64,
+        message: ToGuest,
+    ) {
+        let answers = !matches!(message, ToGuest::Fetch { .. });
+        let (asker, source) = if answers { (to, from) } else { (from, to) };
+        let link = &self.payload.transfers[asker.index() * self.plan.n + source.index()];
+        if self.servers[to.index()].guest_epoch == epoch && link.generation == generation {
+            self.history.trace((from, to, messages::encode(&message)));
+            self.step_guest(to, GuestInput::Transfer(from, message));
+        }
     }
 
     pub(crate) fn reach_server(

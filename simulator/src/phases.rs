@@ -1,10 +1,13 @@
 //! The phases of a run: faults, then calm in which everything must come to an end, then silence in
 //! which the hosts must come to hold the same.
 
+use std::sync::Arc;
+
 use shared_registers::ids::{Micros, OrderNumber, ServerId};
 
+use crate::cluster;
 use crate::engine::Sim;
-use crate::history::Event as Happened;
+use crate::history::{Event as Happened, Streams};
 
 /// Within so much virtual time after the faults everything must be done. Broken-in guests may
 /// still delay every order by as long as a correct server is patient, so this is generous.
@@ -73,6 +76,19 @@ impl Sim {
         Some(format!("client {client} {complaint}"))
     }
 
+    /// Writes every record into the history.
+    pub(crate) fn note_streams(&mut self) {
+        let geometry = cluster::geometry(ServerId(0), self.plan.n, &self.plan.rings);
+        let streams = Streams {
+            streams: self.trusted.streams.clone(),
+            window: self.plan.timing.window,
+            checkpoint_weight: geometry.limits.checkpoint_weight(),
+            clients: self.plan.clients.len(),
+            max_payload_bytes: self.plan.rings.max_payload_bytes,
+        };
+        self.history.push(self.now(), Happened::Streams(Arc::new(streams)));
+    }
+
     /// All guests stop, and the hosts hand each other what they lack (R5).
     fn fall_silent(&mut self) {
         for server in ServerId::all(self.plan.n) {
@@ -87,6 +103,7 @@ impl Sim {
             Some(ServerId::all(registers.geometry().n).map(count).collect())
         };
         let copied = self.servers.iter().map(held).collect();
+        self.note_streams();
         self.history.push(self.now(), Happened::Over { copied });
     }
 }

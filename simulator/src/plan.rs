@@ -21,6 +21,8 @@ pub struct Wishes {
     pub f: Option<usize>,
     /// No faults at all.
     pub calm: bool,
+    /// Rings that hold a whole run: nothing is ever reclaimed.
+    pub large_rings: bool,
 }
 
 /// Everything that is drawn before a run.
@@ -32,6 +34,8 @@ pub struct Plan {
     pub n: usize,
     /// Timing of the cluster.
     pub timing: Timing,
+    /// The rings, and what fills them.
+    pub rings: RingPlan,
     /// Per server, what its guest does if it was broken into.
     pub guests: Vec<Option<Vec<Strategy>>>,
     /// What these guests share.
@@ -46,6 +50,21 @@ pub struct Plan {
     pub processes: ProcessPlan,
     /// How long the faults last.
     pub duration: Micros,
+}
+
+/// The rings, and what fills them. `K` of section 6 is a quarter of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingPlan {
+    /// Bytes of the ring of one stream.
+    pub ring_bytes: u64,
+    /// Largest payload.
+    pub max_payload_bytes: usize,
+    /// Clients' payloads are filled up with fewer bytes than these.
+    pub filling: usize,
+    /// Orders of one client in the whole run.
+    pub orders: u64,
+    /// Mean time between a client's orders, at most.
+    pub every: Micros,
 }
 
 /// The cluster's settings.
@@ -135,6 +154,9 @@ pub struct ProcessPlan {
     pub guest_crash_every: Option<(Micros, Micros)>,
     /// Mean time between pauses of processes, and how long one lasts at most.
     pub pause_every: Option<(Micros, Micros)>,
+    /// Mean time between pauses that are so long that a guest's window passes over it, and how long
+    /// one lasts at most.
+    pub lag_every: Option<(Micros, Micros)>,
     /// Mean time between jumps of hosts' wall clocks.
     pub clock_jump_every: Option<Micros>,
     /// Thousandths of timers that go off early.
@@ -171,6 +193,8 @@ impl Plan {
         // for what they once found go on finding it.
         let mut later = rng.clone();
         later.set_stream(1);
+        let mut laps = rng.clone();
+        laps.set_stream(2);
         let drawn = [1, 1, 1, 1, 1, 1, 2, 2, 2, 3][rng.random_range(0..10)];
         let f = wishes.f.unwrap_or(drawn);
         let n = 2 * f + 1;
@@ -178,6 +202,7 @@ impl Plan {
             f,
             n,
             timing: Timing::draw(rng),
+            rings: RingPlan::draw(&mut laps, wishes),
             guests: vec![None; n],
             script: Script::default(),
             clients: Vec::new(),
@@ -191,6 +216,9 @@ impl Plan {
         let (clients, guests) = (&mut part(), &mut part());
         let count = clients.random_range(1..=5);
         plan.clients = (0..count).map(|i| ClientPlan::draw(clients, i, wishes.calm)).collect();
+        for client in &mut plan.clients {
+            client.every = client.every.min(plan.rings.every);
+        }
         if wishes.calm {
             return plan;
         }
@@ -201,7 +229,39 @@ impl Plan {
         plan.payload = PayloadPlan::draw(&mut part());
         plan.trusted = TrustedPlan::draw(&mut part());
         plan.processes = ProcessPlan::draw(&mut part());
+        if plan.rings != RingPlan::LARGE {
+            strategies::deceive(&mut laps, &mut plan.guests);
+            let lags = laps.random_bool(0.7);
+            let every = (ms(&mut laps, 300, 2_500), ms(&mut laps, 500, 4_000));
+            plan.processes.lag_every = lags.then_some(every);
+        }
         plan
+    }
+}
+
+impl RingPlan {
+    /// Rings that hold a whole run.
+    pub const LARGE: RingPlan = RingPlan {
+        ring_bytes: 1 << 19,
+        max_payload_bytes: 512,
+        filling: 64,
+        orders: 60,
+        every: Micros::from_ms(1_000),
+    };
+
+    /// Small ones as a rule, which a run laps several times.
+    fn draw(rng: &mut ChaCha8Rng, wishes: &Wishes) -> RingPlan {
+        if wishes.large_rings || rng.random_bool(0.25) {
+            return RingPlan::LARGE;
+        }
+        let max_payload_bytes = [512, 1024, 2048][rng.random_range(0..3)];
+        RingPlan {
+            ring_bytes: 1 << [15, 15, 15, 16, 17][rng.random_range(0..5)],
+            max_payload_bytes,
+            filling: max_payload_bytes - rng.random_range(64..500),
+            orders: rng.random_range(60..=250),
+            every: ms(rng, 5, 40),
+        }
     }
 }
 
@@ -281,6 +341,7 @@ impl ProcessPlan {
             stay_down: rng.random_bool(0.5),
             guest_crash_every: spells(rng, (200, 4_000), 2_000),
             pause_every: spells(rng, (200, 4_000), 2_000),
+            lag_every: None,
             clock_jump_every: every(rng, 500, 5_000),
             early_timers: rate(rng, 500),
             late_timers: (rate(rng, 500), ms(rng, 1, 300)),

@@ -3,7 +3,7 @@
 use shared_registers::crypto::{ClusterId, Digest};
 use shared_registers::ids::{Seq, ServerId};
 use shared_registers::order;
-use shared_registers::record::{Body, Record};
+use shared_registers::record::{Body, Checkpoint, Record};
 
 use crate::history::{RecordSeen, Said, Says};
 
@@ -56,5 +56,14 @@ pub(crate) fn says(bytes: &[u8], n: usize, cluster: &ClusterId) -> Says {
         },
         Ok(Body::Change(change)) => Says::Change(change.term),
         Err(_) => Says::Nothing,
+    }
+}
+
+/// The checkpoint that a record claims, if it does (section 6).
+pub(crate) fn claim(bytes: &[u8], n: usize) -> Option<Checkpoint> {
+    let record = Record::decode(bytes, n).ok()?;
+    match Body::decode(record.body, n) {
+        Ok(Body::Accept(accept)) => accept.checkpoint,
+        _ => None,
     }
 }

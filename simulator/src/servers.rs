@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use shared_registers::ids::{ClientId, Micros, OrderNumber, ServerId};
 
 use crate::clock::Clock;
-use crate::cluster::{self, CLUSTER, MAX_PAYLOAD_BYTES};
+use crate::cluster::{self, CLUSTER};
 use crate::engine::{Event, Sim};
 use crate::faults::Timer;
 use crate::guest::{Guest, GuestConfig, GuestInput, GuestOutput};
@@ -37,6 +37,8 @@ pub(crate) struct Server {
     /// What the history knows of its registers: records copied and exposed, per stream.
     pub(crate) copied: Vec<u64>,
     pub(crate) exposed: Vec<u64>,
+    /// ... and reclaimed.
+    pub(crate) first: Vec<u64>,
     pub(crate) guest: Option<Guest>,
     pub(crate) guest_epoch: u64,
     pub(crate) config: GuestConfig,
@@ -50,7 +52,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new(me: ServerId, plan: &Plan, rng: &mut ChaCha8Rng) -> Server {
-        let geometry = cluster::geometry(me, plan.n);
+        let geometry = cluster::geometry(me, plan.n, &plan.rings);
         let memory = |bytes| Memory::new(SimWords::new(bytes));
         let mut clock = |offset: u64| Clock {
             offset: Micros(rng.random_range(0..offset)),
@@ -82,6 +84,7 @@ impl Server {
             dies_admitting: false,
             copied: vec![0; plan.n],
             exposed: vec![0; plan.n],
+            first: vec![0; plan.n],
             guest: None,
             guest_epoch: 0,
             config,
@@ -93,22 +96,32 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Its guest has no replica, or may find that it has none: records are reclaimed, and it has not
+    /// read what is left. Until it has a snapshot it is faulty: snapshots are in the guests' memory
+    /// alone, so if all of them restarted at a time, none would be left.
+    pub(crate) fn is_behind(&self) -> bool {
+        let reclaimed = self.first.iter().any(|first| *first > 0);
+        reclaimed && self.guest.as_ref().is_some_and(|guest| !guest.serves())
+    }
+}
+
 fn replica_config(me: ServerId, plan: &Plan) -> replica::Config {
-    let limits = cluster::geometry(me, plan.n).limits;
+    let limits = cluster::geometry(me, plan.n, &plan.rings).limits;
     replica::Config {
         me,
         n: plan.n,
         clients: plan.clients.len() as u32,
         cluster: CLUSTER,
-        max_payload_bytes: MAX_PAYLOAD_BYTES,
+        max_payload_bytes: limits.max_payload_bytes,
         window: plan.timing.window,
         checkpoint_weight: limits.checkpoint_weight(),
         soft_batch_bytes: limits.soft_batch_bytes(),
         change: plan.timing.change,
         change_cap: plan.timing.change_cap,
         host_down: plan.timing.host_down,
-        retain_messages: 1 << 16,
-        retain_bytes: 1 << 26,
+        retain_messages: cluster::RETAIN_MESSAGES,
+        retain_bytes: cluster::RETAIN_BYTES,
     }
 }
 
@@ -179,11 +192,14 @@ impl Sim {
                     self.send_to_client(server, client, message);
                 }
                 GuestOutput::ToGuest(to, order) => self.send_forward(server, to, order),
+                GuestOutput::Transfer(to, message) => self.send_transfer(server, to, &message),
                 GuestOutput::RingHost => rings = true,
                 GuestOutput::Note(event) => {
                     // What one that was broken into says of itself means nothing.
                     if !self.is_byzantine(server) {
-                        if let Happened::Delivered { order, .. } = &event {
+                        if let Happened::Delivered { order, .. }
+                        | Happened::Restored { order, .. } = &event
+                        {
                             self.servers[server.index()].delivered = *order;
                         }
                         self.history.push(self.now, event);

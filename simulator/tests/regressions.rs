@@ -19,7 +19,7 @@ fn passes(seed: u64, options: &Options) {
 /// `host-agent/tests/stories/admission.rs`.
 #[test]
 fn a_host_that_starts_again_lets_its_guest_leave_the_term() {
-    let wishes = Wishes { f: Some(1), ..Wishes::default() };
+    let wishes = Wishes { f: Some(1), large_rings: true, ..Wishes::default() };
     let options = Options { wishes, ..Options::default() };
     [2828, 6778, 8444, 9865].into_iter().for_each(|seed| passes(seed, &options));
 }
@@ -31,7 +31,7 @@ fn a_host_that_starts_again_lets_its_guest_leave_the_term() {
 /// `protocol/src/client_session/tests.rs`, and the canary `P1Leap` puts the defect back.
 #[test]
 fn a_client_whose_clock_went_back_twice_gets_its_own_answers() {
-    let wishes = Wishes { f: Some(1), ..Wishes::default() };
+    let wishes = Wishes { f: Some(1), large_rings: true, ..Wishes::default() };
     let options = Options { wishes, ..Options::default() };
     [1411, 1914, 2493].into_iter().for_each(|seed| passes(seed, &options));
 }

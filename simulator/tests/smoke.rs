@@ -1,7 +1,7 @@
 //! A few dozen seeds, and that a seed is a run.
 
 use simulator::plan::Wishes;
-use simulator::{Options, Report, run};
+use simulator::{Options, Report, Section6, run};
 
 /// Runs a seed; whatever a checker objects to is told with the command that shows it again.
 fn checked(seed: u64, options: &Options) -> Report {
@@ -20,6 +20,9 @@ fn seeds_pass_and_something_happened_in_them() {
     }
     assert!(reports.iter().any(|report| report.sequencer_changes > 0));
     assert!(reports.iter().any(|report| !report.faults.is_empty()));
+    let all = reports.iter().fold(Section6::default(), |all, report| all.plus(report.section6));
+    assert!(all.stable > 100 && all.reclaimed > 500 && all.restored > 0, "{all:?}");
+    assert!(all.behind >= all.restored, "{all:?}");
 }
 
 #[test]

@@ -13,6 +13,7 @@
 //! `t + 1` is dead. Pruning makes a full reader forget everything else, so that what it holds is
 //! bounded by what lies between the stable cut and now.
 
+use shared_registers::canary::{Canary, broken};
 use shared_registers::checkpoint::Claims;
 use shared_registers::codec::{Malformed, Put, Reader as Bytes};
 use shared_registers::crypto::{ClusterId, Digest};
@@ -229,15 +230,20 @@ impl Reader {
         if state.committed()? < batch {
             return None;
         }
-        let (cut, base) = (state.cut(batch)?, state.base());
+        let (cut, base) = (self.cut_at(term, batch)?, state.base());
         let floor = self.committed_within(term, cut).unwrap_or(base.batch);
         let kept = (floor.0 + 1..batch.0).map(|batch| state.mark(Batch(batch)).copied());
         let next = self.terms.get(&term.next()).filter(|next| next.opening() == Opening::None);
         let of_next = cut[term.next().sequencer(self.n).index()];
         let writers = self.writers.iter().zip(cut).map(|(writer, read)| WriterStart {
             read: Seq(*read),
-            change: writer.change_within(*read).map(|(term, change)| (change.seq, term)),
-            vote: writer.vote_within(term, *read).filter(|upto| *upto >= floor),
+            change: writer
+                .change_within(*read)
+                .map(|(term, change)| (change.seq, term))
+                .filter(|_| !broken(Canary::S6LastChange)),
+            vote: writer
+                .vote_within(term, *read)
+                .filter(|upto| *upto >= floor && !broken(Canary::S6Votes)),
         });
         let opening = match state.opening() {
             Opening::At(seq) => seq,
@@ -250,7 +256,8 @@ impl Reader {
             batch: (batch, *state.mark(batch)?),
             floor: (floor, *state.mark(floor)?),
             kept: kept.collect::<Option<_>>()?,
-            next_dead: next.is_some_and(|next| next.declared().0 <= of_next),
+            next_dead: next.is_some_and(|next| next.declared().0 <= of_next)
+                && !broken(Canary::S6NextDead),
             writers: writers.collect(),
         })
     }
@@ -258,7 +265,17 @@ impl Reader {
     /// The cut of the checkpoint that is due at `(term, batch)`, if its term's own votes commit it.
     pub fn cut_of(&self, term: Term, batch: Batch) -> Option<&[u64]> {
         let state = self.terms.get(&term)?;
-        state.cut(batch).filter(|_| state.committed() >= Some(batch))
+        self.cut_at(term, batch).filter(|_| state.committed() >= Some(batch))
+    }
+
+    fn cut_at(&self, term: Term, batch: Batch) -> Option<&[u64]> {
+        let cut = self.terms.get(&term)?.cut(batch);
+        if broken(Canary::S6Cut) {
+            let others = self.terms.range(..term).rev();
+            let others = others.filter_map(|(_, other)| other.cut(other.base().batch));
+            return others.take(1).next().or(cut);
+        }
+        cut
     }
 
     /// Open terms whose base is the last batch that was taken: a checkpoint is due there in each.
@@ -315,7 +332,7 @@ impl Reader {
     pub fn prune(&mut self) {
         let Some(stable) = self.claims.stable() else { return };
         let (term, batch) = (stable.term, stable.batch);
-        if self.pruned == Some((term, batch)) || self.taken.0 < batch {
+        if self.pruned == Some((term, batch)) || self.taken.0 < batch || broken(Canary::S6Prune) {
             return;
         }
         // More than f liars can make anything stable; then there is nothing to go by.

@@ -181,6 +181,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
             return nothing();
         }
         let changed = from_word(word(read::CHANGED));
+        let changed = changed.filter(|_| !broken(Canary::S6Changed));
         let mut stream = Stream::empty(copied, first_at, changed);
         let mut bytes = Vec::new();
         if end > first_at {
@@ -407,7 +408,8 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         for (writer, cut) in ServerId::all(self.geometry.n).zip(cut) {
             // A stable cut is exposed. Whatever a peer said: what is not is kept.
             let stream = &mut self.streams[writer.index()];
-            stream.stable = stream.stable.max(stream.exposed.min(*cut));
+            let cut = if broken(Canary::S6Reclaim) { u64::MAX } else { *cut };
+            stream.stable = stream.stable.max(stream.exposed.min(cut));
             self.show_stable(writer);
         }
     }

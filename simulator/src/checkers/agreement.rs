@@ -24,6 +24,9 @@ pub fn check(events: &Events, _: &Facts) -> Result<(), String> {
                 let end = ends.entry(*server).or_default();
                 (end.1, end.2) = (*batch, *chain);
             }
+            Event::Restored { server, checkpoint, order, chain } => {
+                ends.insert(*server, (*order, checkpoint.batch, *chain));
+            }
             Event::Healed { correct: servers } => correct = servers.clone(),
             _ => {}
         }
@@ -42,7 +45,7 @@ pub fn check(events: &Events, _: &Facts) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made_up::{delivered, id, judge};
+    use super::super::made_up::{delivered, id, judge, restored};
     use super::*;
 
     fn committed(server: u16, chain: u8) -> Event {
@@ -58,6 +61,11 @@ mod tests {
         let one = |server| delivered(server, 1, id(0, 1), b"a");
         assert_eq!(judge(check, &[healed(&[0, 1]), one(0), one(1)]), Ok(()));
         assert!(judge(check, &[healed(&[0, 1]), one(0)]).is_err());
+        let start = |order| {
+            [healed(&[0, 1]), one(0), committed(0, 1), restored(1, 1, order, Digest([1; 32]))]
+        };
+        assert_eq!(judge(check, &start(1)), Ok(()));
+        assert!(judge(check, &start(2)).is_err());
         assert_eq!(judge(check, &[healed(&[0, 2]), one(0), one(2)]), Ok(()));
         assert!(judge(check, &[healed(&[0, 1]), committed(0, 1), committed(1, 2)]).is_err());
     }

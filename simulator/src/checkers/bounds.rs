@@ -31,7 +31,7 @@ mod tests {
     }
 
     /// What is measured in a run in which nothing goes wrong, of hosts, links, guests, clients.
-    const MEASURED: [&str; 14] = [
+    const MEASURED: [&str; 18] = [
         "records of one stream",
         "bytes of a frame copied out",
         "bytes of a record",
@@ -39,6 +39,10 @@ mod tests {
         "frames on a link",
         "bytes on a link",
         "own frames in flight",
+        "records since the stable cut",
+        "votes kept of one writer",
+        "terms kept",
+        "batches kept",
         "deliveries kept",
         "batches uncommitted",
         "subscribers of a guest",

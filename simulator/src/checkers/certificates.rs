@@ -157,6 +157,10 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
             Event::GuestStarted { server, .. } => {
                 seen.committed.remove(server);
             }
+            Event::Restored { server, checkpoint, chain, .. } if !seen.too_many => {
+                seen.committed.remove(server);
+                seen.commit(*server, (checkpoint.batch, *chain), facts.f)?;
+            }
             Event::Admitted { host, seq, seen: past, says } if !seen.too_many => {
                 seen.admit(*host, *seq, past, says);
             }
@@ -172,7 +176,7 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkers::made_up::{admitted, committed, judge, rejected};
+    use crate::checkers::made_up::{admitted, committed, judge, rejected, restored};
     use crate::cluster::CLUSTER;
 
     fn content(what: &str) -> Digest {
@@ -205,6 +209,10 @@ mod tests {
         let one = committed(2, 1, chain(&["a"]));
         let good = with(&[voted.clone(), one.clone(), both.clone()]);
         assert_eq!(judge(check, &good), Ok(()));
+        // So has one that starts from a snapshot.
+        let start = restored(1, 2, 9, chain(&["a", "b"]));
+        assert_eq!(judge(check, &with(&[voted.clone(), start.clone()])), Ok(()));
+        rejected(check, &with(std::slice::from_ref(&start)), "1 have voted");
         // Nobody but the sequencer has voted.
         rejected(check, &with(std::slice::from_ref(&both)), "1 have voted");
         // A vote that names something else, or what its writer had not seen, or after its CHANGE.

@@ -9,9 +9,23 @@ use shared_registers::ids::{Batch, ServerId};
 use super::{Events, Facts};
 use crate::history::Event;
 
+/// By batch: who held it for committed first, and after what.
+type Chains = BTreeMap<Batch, (ServerId, Digest)>;
+
+fn same(chains: &mut Chains, server: ServerId, batch: Batch, chain: Digest) -> Result<(), String> {
+    let (other, known) = chains.entry(batch).or_insert((server, chain));
+    match *known == chain {
+        true => Ok(()),
+        false => Err(format!(
+            "servers {other} and {server} hold {known} and {chain} for committed up to batch \
+             {batch}"
+        )),
+    }
+}
+
 /// See the [module](self).
 pub fn check(events: &Events, _: &Facts) -> Result<(), String> {
-    let mut chains: BTreeMap<Batch, (ServerId, Digest)> = BTreeMap::new();
+    let mut chains = Chains::new();
     let mut last: BTreeMap<ServerId, Batch> = BTreeMap::new();
     for (_, event) in events {
         match event {
@@ -23,13 +37,12 @@ pub fn check(events: &Events, _: &Facts) -> Result<(), String> {
                 if before.is_some_and(|before| before > *batch) {
                     return Err(format!("server {server} went back to batch {batch}"));
                 }
-                let (other, known) = chains.entry(*batch).or_insert((*server, *chain));
-                if known != chain {
-                    return Err(format!(
-                        "servers {other} and {server} hold {known} and {chain} for committed up \
-                         to batch {batch}"
-                    ));
-                }
+                same(&mut chains, *server, *batch, *chain)?;
+            }
+            // Perhaps behind what it knew before it lost its replica.
+            Event::Restored { server, checkpoint, chain, .. } => {
+                last.insert(*server, checkpoint.batch);
+                same(&mut chains, *server, checkpoint.batch, *chain)?;
             }
             _ => {}
         }
@@ -39,7 +52,7 @@ pub fn check(events: &Events, _: &Facts) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made_up::judge;
+    use super::super::made_up::{judge, restored};
     use super::*;
 
     fn committed(server: u16, batch: u64, chain: u8) -> Event {
@@ -51,6 +64,15 @@ mod tests {
     fn two_chains_are_rejected() {
         assert_eq!(judge(check, &[committed(0, 1, 1), committed(1, 1, 1)]), Ok(()));
         assert!(judge(check, &[committed(0, 1, 1), committed(1, 1, 2)]).is_err());
+    }
+
+    #[test]
+    fn a_snapshot_of_another_chain_is_rejected() {
+        let from = |chain| restored(1, 1, 1, Digest([chain; 32]));
+        let before = [committed(0, 1, 1), committed(0, 2, 2), committed(1, 2, 2)];
+        let with = |event| [&before[..], &[event]].concat();
+        assert_eq!(judge(check, &with(from(1))), Ok(()), "behind what it knew");
+        assert!(judge(check, &with(from(2))).is_err());
     }
 
     #[test]

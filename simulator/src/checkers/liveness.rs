@@ -47,7 +47,7 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
             Event::GuestStarted { server, .. } => {
                 seen.delivered.remove(server);
             }
-            Event::Delivered { server, order, .. } => {
+            Event::Delivered { server, order, .. } | Event::Restored { server, order, .. } => {
                 seen.delivered.insert(*server, *order);
             }
             Event::Healed { correct } => {
@@ -86,9 +86,10 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made_up::{answered, broadcast, delivered, facts, id, judge};
+    use super::super::made_up::{answered, broadcast, delivered, facts, id, judge, restored};
     use super::*;
     use crate::phases::LIVENESS_BOUND;
+    use shared_registers::crypto::Digest;
 
     #[test]
     fn a_message_that_nobody_answers_is_rejected_unless_its_client_crashed() {
@@ -106,6 +107,9 @@ mod tests {
         let one = |server| delivered(server, 1, id(0, 1), b"a");
         assert_eq!(judge(check, &[&rest[..], &[one(0), one(1)]].concat()), Ok(()));
         assert!(judge(check, &[&rest[..], &[one(0)]].concat()).is_err());
+        let from = |order| restored(1, 1, order, Digest::default());
+        assert_eq!(judge(check, &[&rest[..], &[one(0), from(1)]].concat()), Ok(()));
+        assert!(judge(check, &[&rest[..], &[one(0), from(0)]].concat()).is_err());
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! | [`agreement`] | DA2: at the end all correct servers are at one place |
 //! | [`integrity`] | DA3: nothing forged, nothing twice, each client's messages in its order |
 //! | [`registers`] | R1-R5, over the registers of all hosts |
+//! | [`checkpoints`] | section 6: what is stable, and what hosts forget |
+//! | [`oracle`] | section 6: who starts from a stable snapshot concludes what all conclude |
 //! | [`replies`] | P5: what clients believed `f + 1` had said, and is delivered; real-time order |
 //! | [`replay`] | the order, executed anew, gives every reply |
 //! | [`bounds`] | nothing grows past its bound |
@@ -19,9 +21,11 @@ pub mod agreement;
 pub mod bounds;
 pub mod certificates;
 pub mod chains;
+pub mod checkpoints;
 pub mod conduct;
 pub mod integrity;
 pub mod liveness;
+pub mod oracle;
 pub mod registers;
 pub mod replay;
 pub mod replies;
@@ -73,7 +77,7 @@ impl Facts {
 pub type Checker = fn(&Events, &Facts) -> Result<(), String>;
 
 /// All checkers, by name.
-pub const ALL: [(&str, Checker); 11] = [
+pub const ALL: [(&str, Checker); 13] = [
     ("total order", total_order::check),
     ("one committed chain", chains::check),
     ("certificates", certificates::check),
@@ -81,6 +85,8 @@ pub const ALL: [(&str, Checker); 11] = [
     ("agreement", agreement::check),
     ("integrity", integrity::check),
     ("registers", registers::check),
+    ("checkpoints", checkpoints::check),
+    ("oracle", oracle::check),
     ("replies", replies::check),
     ("replay", replay::check),
     ("bounds", bounds::check),
@@ -99,8 +105,11 @@ pub fn check(events: &Events, facts: &Facts) -> Vec<String> {
 #[cfg(test)]
 mod made_up {
     use shared_registers::crypto::Digest;
-    use shared_registers::ids::{Batch, ClientId, Micros, OrderId, OrderNumber, Seq, ServerId};
+    use shared_registers::ids::{
+        Batch, ClientId, Micros, OrderId, OrderNumber, Seq, ServerId, Term,
+    };
     use shared_registers::order;
+    use shared_registers::record::Checkpoint;
 
     use super::{Checker, Facts};
     use crate::cluster::CLUSTER;
@@ -170,6 +179,18 @@ mod made_up {
 
     pub(super) fn committed(server: u16, batch: u64, chain: Digest) -> Event {
         Event::Committed { server: ServerId(server), batch: Batch(batch), chain }
+    }
+
+    /// A guest starts from the snapshot of a checkpoint at `batch`.
+    pub(super) fn restored(server: u16, batch: u64, order: u64, chain: Digest) -> Event {
+        let (server, order) = (ServerId(server), OrderNumber(order));
+        Event::Restored { server, checkpoint: checkpoint(batch, [0; 3]), order, chain }
+    }
+
+    /// A checkpoint of term 0.
+    pub(super) fn checkpoint(batch: u64, cut: [u64; 3]) -> Checkpoint {
+        let (term, batch, digest) = (Term(0), Batch(batch), Digest([batch as u8; 32]));
+        Checkpoint { term, batch, digest, cut: cut.to_vec() }
     }
 
     /// What a checker says has this in it.

@@ -66,6 +66,16 @@ impl Registers {
         }
     }
 
+    /// Section 6: a host has jumped over records of another's stream.
+    fn jump(&mut self, host: ServerId, writer: ServerId, to: u64) -> Result<(), String> {
+        let count = &mut self.copied[host.index()][writer.index()];
+        if host == writer || to <= *count {
+            return Err(format!("host {host} jumps from {count} to {to} of stream {writer}"));
+        }
+        *count = to;
+        Ok(())
+    }
+
     /// R1 and R4, of what a host admits from its guest.
     fn may_enter(&self, record: &RecordSeen) -> Result<(), String> {
         let (writer, seq) = (record.writer, record.seq);
@@ -112,6 +122,28 @@ impl Registers {
         Ok(())
     }
 
+    /// R1: a host that starts again or has jumped knows the last CHANGE of each stream, also one
+    /// that is reclaimed.
+    fn knows_change(
+        &self,
+        host: ServerId,
+        writer: ServerId,
+        upto: u64,
+        known: Option<Term>,
+    ) -> Result<(), String> {
+        // One that died while it admitted a record has more than anybody was told of.
+        let told = upto <= self.streams[writer.index()].len() as u64;
+        let changes = self.changes[writer.index()].iter().take_while(|(seq, _)| *seq <= upto);
+        let last = changes.map(|(_, term)| *term).max();
+        match !told || last == known {
+            true => Ok(()),
+            false => Err(format!(
+                "R1: host {host} knows of {known:?} as the last CHANGE of stream {writer}, which is \
+                 {last:?}"
+            )),
+        }
+    }
+
     fn expose(&mut self, host: ServerId, upto: &[u64]) -> Result<(), String> {
         for writer in 0..self.n {
             let before = self.exposed[host.index()][writer];
@@ -151,9 +183,16 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
     for (_, event) in events {
         match event {
             Event::Copied { host, record } => registers.copy(*host, record)?,
+            Event::Jumped { host, writer, to, change } => {
+                registers.jump(*host, *writer, *to)?;
+                registers.knows_change(*host, *writer, *to, *change)?;
+            }
             Event::Exposed { host, upto } => registers.expose(*host, upto)?,
-            Event::HostStarted { host, copied, exposed } => {
+            Event::HostStarted { host, copied, exposed, changes } => {
                 registers.start(*host, copied, exposed)?;
+                for ((writer, copied), change) in ServerId::all(facts.n).zip(copied).zip(changes) {
+                    registers.knows_change(*host, writer, *copied, *change)?;
+                }
             }
             Event::HostFault { host, peer, what } => {
                 return Err(format!("host {host} says that host {peer} {what}"));
@@ -243,7 +282,7 @@ mod tests {
     fn a_host_that_starts_again_with_less_is_rejected() {
         let start = |copied: [u64; 3], exposed: [u64; 3]| {
             let (copied, exposed) = (copied.to_vec(), exposed.to_vec());
-            Event::HostStarted { host: ServerId(0), copied, exposed }
+            Event::HostStarted { host: ServerId(0), copied, exposed, changes: vec![None; 3] }
         };
         let before = [copied(0, accept(0, 1, [0; 3])), exposed(0, [1, 0, 0])];
         let then = |next: Event| [&before[..], &[next]].concat();
@@ -252,6 +291,42 @@ mod tests {
         assert_eq!(judge(check, &then(start([2, 0, 0], [1, 0, 0]))), Ok(()));
         rejected(&then(start([0; 3], [0; 3])), "R3");
         rejected(&then(start([1, 0, 0], [0; 3])), "R4");
+    }
+
+    #[test]
+    fn a_jump_back_or_in_the_own_stream_is_rejected() {
+        let jumped = |host: u16, to| {
+            let (host, writer) = (ServerId(host), ServerId(0));
+            Event::Jumped { host, writer, to, change: None }
+        };
+        let one = |host| copied(host, accept(0, 1, [0; 3]));
+        let after = |next: Event| [one(0), one(1), next];
+        let two = copied(0, accept(0, 2, [1, 0, 0]));
+        assert_eq!(judge(check, &[one(0), two.clone(), jumped(1, 2)]), Ok(()));
+        rejected(&after(jumped(1, 1)), "host 1 jumps");
+        rejected(&after(jumped(0, 2)), "host 0 jumps");
+        // It has what it jumped over no more.
+        let again = [one(0), two, jumped(1, 2), one(1)];
+        rejected(&again, "R3");
+    }
+
+    #[test]
+    fn r1_a_host_that_forgets_a_change_is_rejected() {
+        let first = copied(0, record(0, 1, [0; 3], Said::Change(Term(0))));
+        let jumped = |change| {
+            let (host, writer, to) = (ServerId(1), ServerId(0), 1);
+            Event::Jumped { host, writer, to, change }
+        };
+        assert_eq!(judge(check, &[first.clone(), jumped(Some(Term(0)))]), Ok(()));
+        rejected(&[first.clone(), jumped(None)], "R1");
+        let start = |change| Event::HostStarted {
+            host: ServerId(0),
+            copied: vec![1, 0, 0],
+            exposed: vec![1, 0, 0],
+            changes: vec![change, None, None],
+        };
+        assert_eq!(judge(check, &[first.clone(), start(Some(Term(0)))]), Ok(()));
+        rejected(&[first, start(None)], "R1");
     }
 
     #[test]

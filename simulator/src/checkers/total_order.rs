@@ -46,6 +46,9 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
             Event::GuestStarted { server, .. } => {
                 all.last.remove(&format!("server {server}"));
             }
+            Event::Restored { server, order, .. } => {
+                all.last.insert(format!("server {server}"), *order);
+            }
             Event::ListenerStarted { client, from } => {
                 let before = OrderNumber(from.0.saturating_sub(1));
                 all.last.insert(format!("listener {client}"), before);
@@ -65,7 +68,7 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made_up::{delivered, id, judge, started};
+    use super::super::made_up::{delivered, id, judge, restored, started};
     use super::*;
     use shared_registers::ids::ClientId;
 
@@ -108,5 +111,17 @@ mod tests {
             *time = Micros(9);
         }
         assert!(judge(check, &[late, delivered(0, 2, id(0, 2), b"b")]).is_err());
+    }
+
+    #[test]
+    fn who_starts_from_a_snapshot_goes_on_behind_it() {
+        let all = |server, orders: &[u64]| -> Vec<_> {
+            let one = |order: &u64| delivered(server, *order, id(0, *order), b"a");
+            orders.iter().map(one).collect()
+        };
+        let start = [started(1), restored(1, 1, 2, Digest::default())];
+        let with = |orders: &[u64]| [&all(0, &[1, 2, 3])[..], &start, &all(1, orders)].concat();
+        assert_eq!(judge(check, &with(&[3])), Ok(()));
+        assert!(judge(check, &with(&[1])).is_err() && judge(check, &with(&[4])).is_err());
     }
 }

@@ -8,8 +8,8 @@
 
 use std::collections::VecDeque;
 
-use protocol::messages::ToServer;
-use protocol::replica::{Input, Output, Replica};
+use protocol::messages::{ToGuest, ToServer};
+use protocol::replica::{self, Input, Output, Replica};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use shared_registers::crypto::MacKey;
@@ -17,6 +17,7 @@ use shared_registers::guest_side::{DropNotice, GuestRegisters, Next};
 use shared_registers::ids::{ClientId, Micros, Seq, ServerId, Term};
 use shared_registers::record::Body;
 
+use super::catch_up::CatchUp;
 use super::script::Script;
 use super::strategies::{Deed, Strategy, When};
 use super::subscribers::Subscribers;
@@ -52,7 +53,10 @@ pub struct Byzantine {
     /// Where frames end that it will rewrite once they are consumed, a word of each, and what that
     /// becomes.
     pub(super) used_up: Vec<(u64, usize, u64)>,
-    replicas: Vec<Replica>,
+    pub(super) replicas: Vec<Replica>,
+    config: replica::Config,
+    /// It missed records, and looks for a snapshot.
+    catching: Option<CatchUp>,
     pub(super) view: View,
     armed: Vec<Armed>,
     pub(super) rng: ChaCha8Rng,
@@ -96,6 +100,8 @@ impl Byzantine {
             shown: read,
             used_up: Vec::new(),
             replicas: (0..1 + usize::from(twin)).map(replica).collect(),
+            config: config.replica.clone(),
+            catching: None,
             view: View::new(config),
             armed: config.strategies.iter().map(armed).collect(),
             rng: ChaCha8Rng::seed_from_u64(config.seed),
@@ -120,6 +126,9 @@ impl Byzantine {
 
     /// When a [`GuestInput::Timer`] must come.
     pub fn next_deadline(&self) -> Option<Micros> {
+        if let Some(catching) = &self.catching {
+            return [catching.next_deadline(), Some(self.look_at)].into_iter().flatten().min();
+        }
         let later = self.later.front().map(|(at, _)| *at);
         let core = self.replicas.iter().filter_map(Replica::next_deadline).min();
         // Not all of them want anything done: one that is kept waiting would have it spin.
@@ -169,7 +178,7 @@ impl Byzantine {
                 }
                 let core = client.index() % self.replicas.len();
                 let core = &mut self.replicas[core];
-                if let Some(message) = self.subscribers.take(core, client, message, out) {
+                if let Some(message) = self.subscribers.take(Some(core), client, message, out) {
                     core.step(now, Input::Client(client, message), wanted);
                 }
             }
@@ -181,6 +190,7 @@ impl Byzantine {
                     self.replicas[core].step(now, Input::Forward(server, order), wanted);
                 }
             }
+            GuestInput::Transfer(server, message) => self.on_transfer(server, message, out),
             GuestInput::ClientLost(client) => self.subscribers.lose(client),
             GuestInput::Registers | GuestInput::Timer => {}
         }
@@ -193,6 +203,9 @@ impl Byzantine {
                 return;
             }
             self.ready = true;
+        }
+        if self.catching.is_some() && !self.catch_up(out) {
+            return;
         }
         self.read_records(wanted);
         self.on_drops(wanted);
@@ -236,7 +249,16 @@ impl Byzantine {
         loop {
             let mut progress = false;
             for writer in ServerId::all(self.n) {
-                while let Next::Record(record) = self.registers.next(writer) {
+                loop {
+                    let record = match self.registers.next(writer) {
+                        Next::Record(record) => record,
+                        Next::Reclaimed => {
+                            let catching = CatchUp::new(&self.config, None, &mut self.registers);
+                            self.catching = Some(catching);
+                            return;
+                        }
+                        Next::Nothing | Next::Damaged => break,
+                    };
                     if !self.view.reader.can_read(&record.stamp) {
                         break;
                     }
@@ -254,6 +276,38 @@ impl Byzantine {
         }
         self.next = self.next.max(self.view.read_count(self.me).next());
         self.segment = self.segment.max(self.view.reader.segment(self.me));
+    }
+
+    /// Whoever has nobody to deceive goes the way back like a correct guest. Returns whether it is
+    /// there.
+    fn catch_up(&mut self, out: &mut Vec<GuestOutput>) -> bool {
+        self.look_at = self.now.plus(LOOK_EVERY);
+        let Some(catching) = &mut self.catching else { return true };
+        catching.turn(self.now, &mut self.registers, out);
+        if !catching.is_whole(&self.registers) || !self.registers.drained() {
+            return false;
+        }
+        let mut snapshots = Vec::new();
+        for _ in 0..self.replicas.len() + 1 {
+            let Some(snapshot) = catching.take_snapshot(&mut self.registers) else { return false };
+            snapshots.push(snapshot);
+        }
+        self.view.start_from(&snapshots.remove(0));
+        let replica = |snapshot| {
+            let application = Box::new(Tally::default());
+            let replica = Replica::from_snapshot(self.config.clone(), application, snapshot);
+            replica.expect("f + 1 claim a snapshot that is none")
+        };
+        self.replicas = snapshots.into_iter().map(replica).collect();
+        self.catching = None;
+        true
+    }
+
+    /// What another guest answered.
+    pub(super) fn answered(&mut self, server: ServerId, answer: ToGuest) {
+        if let Some(catching) = &mut self.catching {
+            catching.answered(self.now, server, answer);
+        }
     }
 
     fn on_drops(&mut self, wanted: &mut Vec<Output>) {
@@ -290,6 +344,11 @@ impl Byzantine {
         for replica in &mut self.replicas {
             replica.step(self.now, Input::Idle, wanted);
         }
+    }
+
+    /// Whether it may do this at all: what is drawn for one who may not changes nothing.
+    pub(super) fn is_armed(&self, deed: Deed) -> bool {
+        self.armed.iter().any(|armed| armed.strategy.deed == deed)
     }
 
     /// A strategy that is at work now.

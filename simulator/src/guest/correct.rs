@@ -5,12 +5,15 @@
 
 use std::collections::VecDeque;
 
-use protocol::messages::{ToClient, ToServer};
-use protocol::replica::{Input, Lookup, Output, Replica};
+use protocol::messages::{ToClient, ToGuest, ToServer};
+use protocol::replica::{self, Input, Lookup, Output, Replica};
+use protocol::transfer;
 use shared_registers::crypto::Digest;
 use shared_registers::guest_side::{GuestRegisters, Next};
-use shared_registers::ids::{Batch, ClientId, Micros, OrderNumber, Seq, ServerId};
+use shared_registers::ids::{ClientId, Micros, OrderNumber, Seq, ServerId};
+use shared_registers::record::Checkpoint;
 
+use super::catch_up::CatchUp;
 use super::subscribers::Subscribers;
 use super::{GuestConfig, GuestInput, GuestOutput};
 use crate::application::Tally;
@@ -24,43 +27,83 @@ const TURNS: usize = 10_000;
 /// Frames that wait because the write file is full: the replica has no more in flight.
 pub const FRAMES_QUEUED: usize = 128;
 
+/// How far a guest is (P6).
+enum Core {
+    /// It has a replica, which acts once it has read all that was exposed.
+    Replica { replica: Box<Replica>, at_work: bool },
+    /// Records that it needs are reclaimed, and it has no replica until it has a snapshot.
+    CatchingUp(Box<CatchUp>),
+}
+
+impl Core {
+    fn reading(replica: Replica) -> Core {
+        Core::Replica { replica: Box::new(replica), at_work: false }
+    }
+
+    fn replica(&self) -> Option<&Replica> {
+        match self {
+            Core::Replica { replica, .. } => Some(replica),
+            Core::CatchingUp(_) => None,
+        }
+    }
+
+    /// The replica, if it may act.
+    fn at_work(&mut self) -> Option<&mut Replica> {
+        match self {
+            Core::Replica { replica, at_work: true } => Some(replica),
+            Core::Replica { .. } | Core::CatchingUp(_) => None,
+        }
+    }
+}
+
 /// A correct guest process.
 pub struct Correct {
     me: ServerId,
     n: usize,
     clients: usize,
+    config: replica::Config,
     registers: GuestRegisters<Memory, Memory>,
-    replica: Replica,
-    /// It has read what there was when it started (P6).
-    ready: bool,
+    core: Core,
+    /// The host has taken what an earlier guest left behind (P6).
+    drained: bool,
     /// Frames for which the write file has no room.
     frames: VecDeque<(Seq, Vec<u8>)>,
     /// The longest that each queue has been.
     longest: Longest,
     subscribers: Subscribers,
     hints_at: Micros,
-    noted: OrderNumber,
-    committed: (u64, Digest),
+    noted: Noted,
     out: Vec<Output>,
+}
+
+/// What the history was told.
+#[derive(Default)]
+struct Noted {
+    delivered: OrderNumber,
+    committed: (u64, Digest),
+    stable: Option<Checkpoint>,
+    /// Per stream, the records before the stable checkpoint that everything is delivered up to.
+    settled: Option<Vec<u64>>,
 }
 
 impl Correct {
     /// Starts on the files of its host.
     pub fn start(now: Micros, config: &GuestConfig, read: Memory, write: Memory) -> Correct {
         let registers = GuestRegisters::attach(config.geometry, read, write);
+        let replica = Replica::new(config.replica.clone(), Box::new(Tally::default()));
         Correct {
             me: config.me,
             n: config.n,
             clients: config.replica.clients as usize,
+            config: config.replica.clone(),
             registers: registers.expect("the engine made the files for this geometry"),
-            replica: Replica::new(config.replica.clone(), Box::new(Tally::default())),
-            ready: false,
+            core: Core::reading(replica),
+            drained: false,
             frames: VecDeque::new(),
             longest: Longest::default(),
             subscribers: Subscribers::default(),
             hints_at: now,
-            noted: OrderNumber(0),
-            committed: (0, Digest::default()),
+            noted: Noted::default(),
             out: Vec::new(),
         }
     }
@@ -70,22 +113,21 @@ impl Correct {
         self.registers.wake();
         let mut rung = false;
         match input {
-            GuestInput::FromClient(client, message) if self.ready => {
-                self.on_client(now, client, message, out);
+            GuestInput::FromClient(client, message) => self.on_client(now, client, message, out),
+            GuestInput::FromGuest(server, order) => {
+                if let Some(replica) = self.core.at_work() {
+                    replica.step(now, Input::Forward(server, order), &mut self.out);
+                }
             }
-            GuestInput::FromGuest(server, order) if self.ready => {
-                self.replica.step(now, Input::Forward(server, order), &mut self.out);
-            }
-            GuestInput::ClientLost(client) => {
-                self.subscribers.lose(client);
-            }
+            GuestInput::Transfer(server, message) => self.on_transfer(now, server, message, out),
+            GuestInput::ClientLost(client) => self.subscribers.lose(client),
             GuestInput::Registers => rung = true,
-            GuestInput::FromClient(..) | GuestInput::FromGuest(..) | GuestInput::Timer => {}
+            GuestInput::Timer => {}
         }
         for _ in 0..TURNS {
             let more = self.turn(now, std::mem::take(&mut rung), out);
             self.registers.doze();
-            let news = self.ready && self.registers.has_news();
+            let news = self.drained && self.registers.has_news();
             if !more && !news {
                 return;
             }
@@ -97,13 +139,35 @@ impl Correct {
 
     /// When a [`GuestInput::Timer`] must come.
     pub fn next_deadline(&self) -> Option<Micros> {
-        let core = self.replica.next_deadline().filter(|_| self.ready);
+        let core = match &self.core {
+            Core::Replica { replica, at_work } => replica.next_deadline().filter(|_| *at_work),
+            Core::CatchingUp(catch_up) => catch_up.next_deadline(),
+        };
         Some(core.map_or(self.hints_at, |at| at.min(self.hints_at)))
     }
 
     /// Whether it takes connections yet (P6).
     pub fn serves(&self) -> bool {
-        self.ready
+        matches!(self.core, Core::Replica { at_work: true, .. })
+    }
+
+    /// What another guest asks of a snapshot, or answers.
+    fn on_transfer(
+        &mut self,
+        now: Micros,
+        server: ServerId,
+        message: ToGuest,
+        out: &mut Vec<GuestOutput>,
+    ) {
+        match (message, &mut self.core) {
+            (ToGuest::Fetch { digest, from }, core) => {
+                let snapshot = core.replica().and_then(Replica::snapshot);
+                let answer = transfer::serve(snapshot.map(|snapshot| &**snapshot), digest, from);
+                out.push(GuestOutput::Transfer(server, answer));
+            }
+            (answer, Core::CatchingUp(catch_up)) => catch_up.answered(now, server, answer),
+            (_, Core::Replica { .. }) => {}
+        }
     }
 
     fn on_client(
@@ -113,17 +177,17 @@ impl Correct {
         message: ToServer,
         out: &mut Vec<GuestOutput>,
     ) {
-        let Some(message) = self.subscribers.take(&self.replica, client, message, out) else {
-            return;
-        };
+        let known = self.core.replica();
+        let Some(message) = self.subscribers.take(known, client, message, out) else { return };
+        let Some(replica) = self.core.at_work() else { return };
         let order = match &message {
             ToServer::Order(order) => Some(order.id),
             _ => None,
         };
-        let before = self.orders_taken_and_forwarded();
-        self.replica.step(now, Input::Client(client, message), &mut self.out);
-        let after = self.orders_taken_and_forwarded();
-        let sequencer = self.replica.status().term.sequencer(self.n);
+        let before = orders_taken_and_forwarded(replica);
+        replica.step(now, Input::Client(client, message), &mut self.out);
+        let after = orders_taken_and_forwarded(replica);
+        let sequencer = replica.status().term.sequencer(self.n);
         // P3: what its client sent goes on to the sequencer at once.
         if let Some(id) = order
             && after.0 > before.0
@@ -134,44 +198,49 @@ impl Correct {
         }
     }
 
-    fn orders_taken_and_forwarded(&self) -> (u64, u64) {
-        let counters = self.replica.status().counters;
-        let of = |name| counters.iter().find(|(n, _)| n == name).map_or(0, |(_, value)| *value);
-        (of("orders_taken"), of("orders_forwarded"))
-    }
-
     /// One turn. Returns whether there is more to do at once.
     fn turn(&mut self, now: Micros, rung: bool, out: &mut Vec<GuestOutput>) -> bool {
-        if !self.ready {
+        if !self.drained {
             // P6: what an earlier guest left behind enters the stream first.
             if !self.registers.drained() {
                 self.hints_at = now.plus(HINTS_EVERY);
                 return false;
             }
-            self.read_records(now, out);
-            self.ready = true;
+            self.drained = true;
         }
-        self.read_records(now, out);
+        let unread = match self.core {
+            Core::Replica { .. } => self.read_records(now, out),
+            Core::CatchingUp(_) => self.catch_up(now, out),
+        };
+        if let Core::Replica { at_work, .. } = &mut self.core {
+            // P6: everything that was exposed is read, the own stream included.
+            *at_work |= !unread;
+        }
         self.act(now, rung);
         self.carry_out(out);
-        self.subscribers.pump(&self.replica, out)
+        let Some(replica) = self.core.replica() else { return unread };
+        self.subscribers.pump(replica, out) || unread
     }
 
     /// Gives the core the records that are exposed, each after those that it refers to (V0).
-    fn read_records(&mut self, now: Micros, out: &mut Vec<GuestOutput>) {
+    /// Returns whether it lost its replica over it.
+    fn read_records(&mut self, now: Micros, out: &mut Vec<GuestOutput>) -> bool {
         loop {
             let mut progress = false;
             for writer in ServerId::all(self.n) {
-                loop {
+                while let Core::Replica { replica, .. } = &mut self.core {
                     match self.registers.next(writer) {
                         Next::Nothing => break,
-                        Next::Reclaimed => panic!("records of {writer} are reclaimed unread"),
+                        Next::Reclaimed => {
+                            self.fall_behind(out);
+                            return true;
+                        }
                         Next::Damaged => panic!("a host exposed what is no record of {writer}"),
                         Next::Record(record) => {
-                            if !self.replica.can_read(&record.stamp) {
+                            if !replica.can_read(&record.stamp) {
                                 break;
                             }
-                            self.replica.step(now, Input::Record(record), &mut self.out);
+                            replica.step(now, Input::Record(record), &mut self.out);
                         }
                     }
                     self.registers.advance(writer);
@@ -180,18 +249,59 @@ impl Correct {
                 }
             }
             if !progress {
-                return;
+                return false;
             }
         }
     }
 
+    /// A record that is to be read is reclaimed: all that the replica knows is void.
+    fn fall_behind(&mut self, out: &mut Vec<GuestOutput>) {
+        let Some(replica) = self.core.replica() else { return };
+        let stable = replica.stable().cloned();
+        // What it wanted to write is of a replica that is gone.
+        self.out.retain(|output| !matches!(output, Output::Write { .. }));
+        self.frames.clear();
+        let catch_up = CatchUp::new(&self.config, stable, &mut self.registers);
+        self.core = Core::CatchingUp(Box::new(catch_up));
+        out.push(GuestOutput::Note(Event::FellBehind { server: self.me }));
+    }
+
+    /// Goes on with catching up. Returns whether it has a replica again.
+    fn catch_up(&mut self, now: Micros, out: &mut Vec<GuestOutput>) -> bool {
+        let Core::CatchingUp(catch_up) = &mut self.core else { return false };
+        catch_up.turn(now, &mut self.registers, out);
+        let news = self.longest.is(u32::from(self.me.0), catch_up.queue());
+        out.extend(news.map(GuestOutput::Note));
+        // P6: its own stream must be complete before it is read, so that nothing is written twice.
+        if !catch_up.is_whole(&self.registers) || !self.registers.drained() {
+            self.hints_at = now.plus(HINTS_EVERY);
+            return false;
+        }
+        let Some(snapshot) = catch_up.take_snapshot(&mut self.registers) else { return true };
+        let checkpoint = snapshot.checkpoint().clone();
+        let replica =
+            Replica::from_snapshot(self.config.clone(), Box::new(Tally::default()), snapshot)
+                .expect("f + 1 claim a snapshot that is none");
+        let (server, status) = (self.me, replica.status());
+        let (order, chain) = (replica.last_delivered(), status.chain);
+        self.noted = Noted {
+            delivered: order,
+            committed: (status.committed, chain),
+            stable: Some(checkpoint.clone()),
+            settled: Some(checkpoint.cut.clone()),
+        };
+        out.push(GuestOutput::Note(Event::Restored { server, checkpoint, order, chain }));
+        self.core = Core::reading(replica);
+        true
+    }
+
     /// Tells the history what the last record brought.
     fn note(&mut self, out: &mut Vec<GuestOutput>) {
-        let server = self.me;
-        while self.noted < self.replica.last_delivered() {
-            self.noted = self.noted.next();
+        let (server, Some(replica)) = (self.me, self.core.replica()) else { return };
+        while self.noted.delivered < replica.last_delivered() {
+            self.noted.delivered = self.noted.delivered.next();
             let Lookup::Found(ToClient::Delivery(delivery)) =
-                self.replica.delivery(self.noted, true)
+                replica.delivery(self.noted.delivered, true)
             else {
                 // A place without a delivery, for the checkers to find.
                 continue;
@@ -205,36 +315,71 @@ impl Correct {
                 Event::Delivered { server, order, id, digest, time, payload: payload.into() };
             out.push(GuestOutput::Note(note));
         }
-        let status = self.replica.status();
-        if self.committed != (status.committed, status.chain) {
-            self.committed = (status.committed, status.chain);
-            let (batch, chain) = (Batch(status.committed), status.chain);
+        let (batch, (_, chain)) = (replica.reader().committed(), replica.reader().taken());
+        if self.noted.committed != (batch.0, chain) {
+            self.noted.committed = (batch.0, chain);
             out.push(GuestOutput::Note(Event::Committed { server, batch, chain }));
         }
+        if let Some(stable) = replica.stable().filter(|s| self.noted.stable.as_ref() != Some(*s)) {
+            self.noted.stable = Some(stable.clone());
+            let checkpoint = stable.clone();
+            out.push(GuestOutput::Note(Event::Stable { server, checkpoint }));
+        }
+        if let Some(stable) = replica.stable()
+            && replica.reader().taken().0 >= stable.batch
+            && self.noted.settled.as_ref() != Some(&stable.cut)
+        {
+            self.noted.settled = Some(stable.cut.clone());
+        }
+    }
+
+    /// What a reader keeps is bounded by the records since the stable cut (section 6).
+    fn reader_queues(&self, replica: &Replica) -> [(&'static str, usize, usize); 5] {
+        let reader = replica.reader();
+        let [votes, changes, terms, batches] = reader.held();
+        let settled = |writer: ServerId| {
+            self.noted.settled.as_ref().map_or(0, |settled| settled[writer.index()])
+        };
+        let since = |writer| reader.read_count(writer).0.saturating_sub(settled(writer)) as usize;
+        let since: usize = ServerId::all(self.n).map(since).sum();
+        let rings = self.n * self.registers.geometry().max_records();
+        [
+            ("records since the stable cut", since, rings),
+            // Of what lies before the cut: the last vote, and two CHANGEs.
+            ("votes kept of one writer", votes, since + 1),
+            ("CHANGEs kept of one writer", changes, since + 2),
+            // The checkpoint's and the one after, which may be dead.
+            ("terms kept", terms, since + 2),
+            ("batches kept", batches, since + self.config.window as usize + 1),
+        ]
     }
 
     /// Tells the core what was dropped and what the hints are, and lets it act.
     fn act(&mut self, now: Micros, rung: bool) {
+        let Some(replica) = self.core.at_work() else { return };
         if let Some(notice) = self.registers.drop_notice() {
             // Frames that follow a dropped one are void (R1): the core writes them anew.
             self.out.retain(|output| !matches!(output, Output::Write { .. }));
             self.frames.clear();
-            self.replica.step(now, Input::Dropped(notice), &mut self.out);
+            replica.step(now, Input::Dropped(notice), &mut self.out);
         }
         if rung || now >= self.hints_at {
             self.hints_at = now.plus(HINTS_EVERY);
             let hints: Vec<_> = self.registers.hints().collect();
-            self.replica.step(now, Input::Hints(&hints), &mut self.out);
+            replica.step(now, Input::Hints(&hints), &mut self.out);
         }
-        self.replica.step(now, Input::Idle, &mut self.out);
+        replica.step(now, Input::Idle, &mut self.out);
     }
 
     /// Tells the history of every queue that is longer than ever.
     fn measure(&mut self, out: &mut Vec<GuestOutput>) {
         let frames = ("frames that wait for the write file", self.frames.len(), FRAMES_QUEUED);
-        let replicas = self.replica.queues().map(|queue| (queue.name, queue.length, queue.bound));
+        let replicas = self.core.replica().map(Replica::queues).into_iter().flatten();
+        let replicas = replicas.map(|queue| (queue.name, queue.length, queue.bound));
+        let reader = self.core.replica().map(|replica| self.reader_queues(replica));
         let subscribers = self.subscribers.queues(self.clients);
-        for queue in replicas.into_iter().chain(subscribers).chain([frames]) {
+        for queue in replicas.chain(reader.into_iter().flatten()).chain(subscribers).chain([frames])
+        {
             let news = self.longest.is(u32::from(self.me.0), queue);
             out.extend(news.map(GuestOutput::Note));
         }
@@ -261,4 +406,10 @@ impl Correct {
             out.push(GuestOutput::RingHost);
         }
     }
+}
+
+fn orders_taken_and_forwarded(replica: &Replica) -> (u64, u64) {
+    let counters = replica.status().counters;
+    let of = |name| counters.iter().find(|(n, _)| n == name).map_or(0, |(_, value)| *value);
+    (of("orders_taken"), of("orders_forwarded"))
 }

@@ -7,30 +7,34 @@
 //! | module | one job |
 //! |---|---|
 //! | [`correct`] | what a correct guest does |
+//! | `catch_up` | how one whose records are reclaimed comes back |
 //! | [`strategies`] | what others do, as data, and how it is drawn |
 //! | [`byzantine`] | the others: replicas, and what is done to their inputs and outputs |
 //! | `view` | what a broken-in guest knows |
 //! | `rewrite`, `schemes`, `openings` | what it does to its replicas' frames, and what it adds |
 //! | `lies` | what it tells clients |
+//! | `section6` | what it claims, and what it gives out for snapshots |
 //! | `abuse` | what it does to its write file |
 //! | [`script`] | what several of them know of each other |
 //! | `subscribers` | listeners, of either kind of guest |
 
 mod abuse;
 pub mod byzantine;
+mod catch_up;
 pub mod correct;
 mod lies;
 mod openings;
 mod rewrite;
 mod schemes;
 pub mod script;
+mod section6;
 pub mod strategies;
 mod subscribers;
 #[cfg(test)]
 mod tests;
 mod view;
 
-use protocol::messages::{OrderMessage, ToClient, ToServer};
+use protocol::messages::{OrderMessage, ToClient, ToGuest, ToServer};
 use protocol::replica;
 use shared_registers::crypto::{ClusterId, MacKey};
 use shared_registers::ids::{ClientId, Micros, ServerId};
@@ -77,6 +81,8 @@ pub enum GuestInput {
     ClientLost(ClientId),
     /// An order that another guest forwards.
     FromGuest(ServerId, OrderMessage),
+    /// A question for a piece of a snapshot from another guest, or its answer (section 6).
+    Transfer(ServerId, ToGuest),
     /// [`Guest::next_deadline`] has come, or is near.
     Timer,
 }
@@ -88,6 +94,8 @@ pub enum GuestOutput {
     ToClient(ClientId, ToClient),
     /// Forward this to another guest.
     ToGuest(ServerId, OrderMessage),
+    /// Ask another guest for a piece of a snapshot, or answer it (section 6).
+    Transfer(ServerId, ToGuest),
     /// Ring the host's doorbell: frames were written.
     RingHost,
     /// For the history: what this guest concluded. Only a correct guest's notes mean anything.

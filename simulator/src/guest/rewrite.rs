@@ -153,7 +153,11 @@ impl Byzantine {
         {
             return self.keep_back();
         }
-        self.say(&Body::Accept(accept.clone()));
+        let mut said = accept.clone();
+        if let Some(claim) = &mut said.checkpoint {
+            self.spoil_claim(claim);
+        }
+        self.say(&Body::Accept(said));
         // One who waits to turn takes back at the end, when it hurts.
         let turns = self.at_work(|deed| *deed == Deed::Turncoat).is_some();
         if !turns && self.at_work(|deed| *deed == Deed::VoteFalling).is_some() {

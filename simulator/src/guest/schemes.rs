@@ -20,6 +20,7 @@ impl Byzantine {
         self.propose_schemes();
         self.opening_schemes();
         self.change_schemes();
+        self.claim_schemes();
     }
 
     fn vote_schemes(&mut self) {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use shared_registers::crypto::Digest;
 use shared_registers::ids::{Batch, Term};
+use shared_registers::record::Checkpoint;
 
 /// Announcements that are remembered.
 const ANNOUNCED: usize = 64;
@@ -21,17 +22,25 @@ pub(super) struct Announced {
     pub(super) chain: Digest,
 }
 
+/// What was said.
+#[derive(Debug, Default)]
+struct Said {
+    announced: VecDeque<Announced>,
+    /// The last claim that any of them came to.
+    claim: Option<Checkpoint>,
+}
+
 /// What the broken-in guests of one cluster share. Clones are the same script.
 #[derive(Clone, Debug, Default)]
-pub struct Script(Arc<Mutex<VecDeque<Announced>>>);
+pub struct Script(Arc<Mutex<Said>>);
 
 impl Script {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Announced>> {
+    fn lock(&self) -> MutexGuard<'_, Said> {
         self.0.lock().expect("nobody panics while it is held")
     }
 
     pub(super) fn announce(&self, announced: Announced) {
-        let mut all = self.lock();
+        let all = &mut self.lock().announced;
         if all.len() == ANNOUNCED {
             all.pop_front();
         }
@@ -40,6 +49,16 @@ impl Script {
 
     /// The last batch announced in a term.
     pub(super) fn announced(&self, term: Term) -> Option<Announced> {
-        self.lock().iter().rev().find(|a| a.term == term).copied()
+        self.lock().announced.iter().rev().find(|a| a.term == term).copied()
+    }
+
+    /// One of them will claim this.
+    pub(super) fn tell(&self, claim: &Checkpoint) {
+        self.lock().claim = Some(claim.clone());
+    }
+
+    /// What one of them claims, or will.
+    pub(super) fn told(&self) -> Option<Checkpoint> {
+        self.lock().claim.clone()
     }
 }

@@ -97,6 +97,40 @@ pub enum Abuse {
     Noise,
 }
 
+/// What is wrong with a claim of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimLie {
+    /// The digest; those of a collusion claim the same one.
+    Digest,
+    /// Its cut is too early.
+    Early,
+    /// Its cut is that of a later record.
+    Later,
+    /// Its cut is far beyond what its record has seen.
+    Unseen,
+    /// It is what another of the collusion claims, whether its own host has come so far or not.
+    Told,
+    /// There are many, of whatever batches.
+    Many,
+}
+
+/// How somebody is lied to who asks for a piece of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceLie {
+    /// A bit is another.
+    Altered,
+    /// All bytes are others.
+    Noise,
+    /// It ends too soon.
+    Truncated,
+    /// It never ends.
+    Endless,
+    /// Something comes, and then nothing.
+    Silent,
+    /// It is said to be gone.
+    Gone,
+}
+
 /// What a broken-in guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deed {
@@ -154,6 +188,10 @@ pub enum Deed {
     Lie(Lie),
     /// Abuses the write file.
     Abuse(Abuse),
+    /// Claims checkpoints that are none.
+    Claim(ClaimLie),
+    /// Gives out what is no snapshot.
+    Source(SourceLie),
 }
 
 /// One thing that a broken-in guest does, and when.
@@ -227,6 +265,45 @@ const LIES: [Lie; 8] = [
 ];
 const ABUSES: [Abuse; 6] =
     [Abuse::Torn, Abuse::Length, Abuse::Rewrite, Abuse::Number, Abuse::Flood, Abuse::Noise];
+
+/// See [`ClaimLie`].
+pub const CLAIM_LIES: [ClaimLie; 6] = [
+    ClaimLie::Digest,
+    ClaimLie::Early,
+    ClaimLie::Later,
+    ClaimLie::Unseen,
+    ClaimLie::Told,
+    ClaimLie::Many,
+];
+/// See [`SourceLie`].
+pub const SOURCE_LIES: [SourceLie; 6] = [
+    SourceLie::Altered,
+    SourceLie::Noise,
+    SourceLie::Truncated,
+    SourceLie::Endless,
+    SourceLie::Silent,
+    SourceLie::Gone,
+];
+
+/// Has those that were broken into lie about checkpoints and snapshots too, besides what else they
+/// do. Of a generator of its own: see [`Plan::draw`](crate::plan::Plan::draw).
+pub fn deceive(rng: &mut ChaCha8Rng, guests: &mut [Option<Vec<Strategy>>]) {
+    let several = guests.iter().flatten().count() > 1;
+    let together = match several && rng.random_bool(0.5) {
+        true => ClaimLie::Told,
+        false => pick(rng, &CLAIM_LIES),
+    };
+    let agree = rng.random_bool(0.5);
+    for strategies in guests.iter_mut().flatten() {
+        if rng.random_bool(0.6) {
+            let claim = if agree { together } else { pick(rng, &CLAIM_LIES) };
+            strategies.extend(always([Deed::Claim(claim)]));
+        }
+        if rng.random_bool(0.8) {
+            strategies.extend(always([Deed::Source(pick(rng, &SOURCE_LIES))]));
+        }
+    }
+}
 
 fn always(deeds: impl IntoIterator<Item = Deed>) -> Vec<Strategy> {
     deeds.into_iter().map(|deed| Strategy { deed, when: When::Always }).collect()
@@ -404,9 +481,12 @@ mod tests {
     fn every_deed_is_drawn_sooner_or_later_and_never_by_more_than_f() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let mut missing = all();
+        missing.extend(CLAIM_LIES.map(Deed::Claim));
+        missing.extend(SOURCE_LIES.map(Deed::Source));
         for round in 0..3000 {
             let f = 1 + round % 3;
-            let guests = break_in(&mut rng, f);
+            let mut guests = break_in(&mut rng, f);
+            deceive(&mut rng, &mut guests);
             assert_eq!(guests.len(), 2 * f + 1);
             assert!(guests.iter().flatten().count() <= f);
             for strategy in guests.into_iter().flatten().flatten() {

@@ -23,10 +23,10 @@ pub(super) struct Subscribers(BTreeMap<ClientId, Subscriber>);
 
 impl Subscribers {
     /// Takes what concerns listening, and the operator's question; gives back what is the
-    /// replica's.
+    /// replica's. There is none while its guest catches up.
     pub(super) fn take(
         &mut self,
-        replica: &Replica,
+        replica: Option<&Replica>,
         client: ClientId,
         message: ToServer,
         out: &mut Vec<GuestOutput>,
@@ -44,8 +44,8 @@ impl Subscribers {
             }
             ToServer::FetchDelivery { order } => self.fetch(replica, client, order, out),
             ToServer::Status => {
-                let status = ToClient::Status(Box::new(replica.status()));
-                out.push(GuestOutput::ToClient(client, status));
+                let status = replica.map(|replica| ToClient::Status(Box::new(replica.status())));
+                out.extend(status.map(|status| GuestOutput::ToClient(client, status)));
             }
             message => return Some(message),
         }
@@ -71,11 +71,12 @@ impl Subscribers {
 
     fn fetch(
         &mut self,
-        replica: &Replica,
+        replica: Option<&Replica>,
         client: ClientId,
         order: OrderNumber,
         out: &mut Vec<GuestOutput>,
     ) {
+        let Some(replica) = replica else { return };
         let found = match replica.delivery(order, true) {
             Lookup::Found(found) => found,
             Lookup::TooOld { first } => ToClient::TooOld { from: order, first },

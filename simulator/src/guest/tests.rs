@@ -31,8 +31,19 @@ const CLIENTS: u32 = 3;
 /// A record of the stream of the guest that is watched.
 #[derive(Clone, Debug)]
 enum Wrote {
-    Propose { term: Term, batch: Batch, evidence: Vec<Position>, ids: Vec<OrderId> },
-    Vote { term: Term, upto: Batch, chain: Digest },
+    Propose {
+        term: Term,
+        batch: Batch,
+        evidence: Vec<Position>,
+        ids: Vec<OrderId>,
+    },
+    Vote {
+        term: Term,
+        upto: Batch,
+        chain: Digest,
+    },
+    /// A checkpoint, and no vote.
+    Claim,
     Change(Term),
 }
 
@@ -194,6 +205,9 @@ impl Stage {
                 GuestOutput::ToGuest(to, order) => {
                     self.guest(to.index(), GuestInput::FromGuest(ServerId(i as u16), order));
                 }
+                GuestOutput::Transfer(to, message) => {
+                    self.guest(to.index(), GuestInput::Transfer(ServerId(i as u16), message));
+                }
                 GuestOutput::RingHost | GuestOutput::Note(_) => {}
             }
         }
@@ -265,8 +279,7 @@ impl Stage {
                 },
                 Body::Accept(a) => match a.vote {
                     Some(vote) => Wrote::Vote { term: a.term, upto: vote.upto, chain: vote.chain },
-                    // A checkpoint alone: at every base one is due.
-                    None => continue,
+                    None => Wrote::Claim,
                 },
                 Body::Change(c) => Wrote::Change(c.term),
             });
@@ -307,7 +320,7 @@ fn votes(stage: &Stage, who: u16) -> Vec<(Term, Term, Batch, Digest)> {
         match wrote {
             Wrote::Change(term) => segment = term.next(),
             Wrote::Vote { term, upto, chain } => votes.push((segment, term, upto, chain)),
-            Wrote::Propose { .. } => {}
+            Wrote::Propose { .. } | Wrote::Claim => {}
         }
     }
     votes

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use protocol::ledger::{Last, Ledger, Verdict, judge};
 use protocol::messages::OrderMessage;
 use protocol::reader::{Reader, Said, TermState};
+use protocol::replica;
+use protocol::snapshot::{Kind, Manifest, Snapshot};
 use shared_registers::crypto::{ClusterId, Digest, MAC_BYTES, MacKey};
 use shared_registers::ids::{Batch, ClientId, Micros, OrderId, Position, Seq, ServerId, Term};
 use shared_registers::order::{self, OrderView};
@@ -48,6 +50,7 @@ pub(super) struct View {
     cluster: ClusterId,
     pub(super) reader: Reader,
     ledger: Ledger,
+    config: replica::Config,
     orders: BTreeMap<OrderId, Item>,
     /// Every CHANGE, in the order in which they were read. Each is a record of a ring.
     changes: Vec<(Term, Position)>,
@@ -66,9 +69,23 @@ impl View {
                 config.replica.checkpoint_weight,
             ),
             ledger: Ledger::new(config.replica.clients),
+            config: config.replica.clone(),
             orders: BTreeMap::new(),
             changes: Vec::new(),
         }
+    }
+
+    /// Forgets what it knows, and starts from a snapshot.
+    pub(super) fn start_from(&mut self, snapshot: &Snapshot) {
+        let checkpoint = snapshot.checkpoint();
+        let manifest = Manifest::decode(snapshot.manifest(), checkpoint).expect("it was verified");
+        let counters = (manifest.delivered, manifest.time, manifest.skipped);
+        let clients = snapshot.parts().iter().filter(|part| part.entry().kind == Kind::Clients);
+        let clients: Vec<_> = clients.cloned().collect();
+        let (window, weight) = (self.config.window, self.config.checkpoint_weight);
+        let (start, stable) = (&manifest.start, checkpoint.clone());
+        self.reader = Reader::from_start(self.cluster, window, weight, start, stable);
+        self.ledger = Ledger::restore(self.config.clients, counters, &clients).expect("the same");
     }
 
     /// Reads a record that [`Reader::can_read`].

@@ -1,0 +1,124 @@
+//! What a broken-in guest makes of section 6: claims of checkpoints that are none, and snapshots that
+//! are not what was asked for.
+
+use protocol::messages::ToGuest;
+use protocol::transfer;
+use rand::{Rng, RngExt};
+use shared_registers::crypto::Digest;
+use shared_registers::ids::{Batch, ServerId, Term};
+use shared_registers::record::{Accept, Body, Checkpoint};
+
+use super::GuestOutput;
+use super::byzantine::Byzantine;
+use super::strategies::{ClaimLie, Deed, SourceLie};
+
+/// Claims of one who makes many: more than anybody counts of one writer.
+const MANY: u64 = 20;
+
+impl Byzantine {
+    /// What this guest claims instead of `claim`; of each checkpoint once, so that it gets on.
+    pub(super) fn spoil_claim(&mut self, claim: &mut Checkpoint) {
+        let occasion = (claim.term.0, claim.batch.0);
+        self.script.tell(claim);
+        match self.once(|deed| matches!(deed, Deed::Claim(_)), occasion) {
+            // Whoever colludes comes to the same.
+            Some(Deed::Claim(ClaimLie::Digest)) => {
+                claim.digest = Digest::of(&[b"not", &claim.digest.0]);
+            }
+            Some(Deed::Claim(ClaimLie::Early)) => {
+                claim.cut.iter_mut().for_each(|cut| *cut = cut.saturating_sub(1));
+            }
+            Some(Deed::Claim(ClaimLie::Later)) => {
+                let read = ServerId::all(self.n).map(|writer| self.view.read_count(writer).0);
+                claim.cut = read.collect();
+            }
+            Some(Deed::Claim(ClaimLie::Unseen)) => {
+                claim.cut.iter_mut().for_each(|cut| *cut += 1000);
+            }
+            _ => {}
+        }
+    }
+
+    /// Claims what it was told of, and what nobody would.
+    pub(super) fn claim_schemes(&mut self) {
+        if let Some(told) = self.script.told()
+            && self.is_armed(Deed::Claim(ClaimLie::Told))
+            && self
+                .once(|d| *d == Deed::Claim(ClaimLie::Told), (told.term.0, told.batch.0))
+                .is_some()
+        {
+            self.claim(told);
+        }
+        let delivered = self.view.delivered_count() / MANY;
+        if self.is_armed(Deed::Claim(ClaimLie::Many))
+            && self.once(|d| *d == Deed::Claim(ClaimLie::Many), (delivered, 0)).is_some()
+        {
+            let cut: Vec<_> =
+                ServerId::all(self.n).map(|writer| self.view.read_count(writer).0).collect();
+            for batch in 0..MANY {
+                let (term, batch) = (self.segment, Batch(self.rng.random_range(0..1000) + batch));
+                let (digest, cut) = (Digest(self.rng.random()), cut.clone());
+                self.claim(Checkpoint { term, batch, digest, cut });
+            }
+        }
+    }
+
+    fn claim(&mut self, claim: Checkpoint) {
+        let term: Term = self.segment;
+        self.tampered = true;
+        self.say(&Body::Accept(Accept { term, vote: None, checkpoint: Some(claim) }));
+    }
+
+    /// What another guest asks of a snapshot, or answers.
+    pub(super) fn on_transfer(
+        &mut self,
+        server: ServerId,
+        message: ToGuest,
+        out: &mut Vec<GuestOutput>,
+    ) {
+        match message {
+            ToGuest::Fetch { digest, from } => {
+                let snapshot = self.replicas[0].snapshot().map(|snapshot| &**snapshot);
+                let answer = transfer::serve(snapshot, digest, from);
+                let lie = self.at_work(|deed| matches!(deed, Deed::Source(_)));
+                let answer = match lie {
+                    Some(Deed::Source(lie)) => self.spoil_answer(lie, answer),
+                    _ => Some(answer),
+                };
+                out.extend(answer.map(|answer| GuestOutput::Transfer(server, answer)));
+            }
+            answer => self.answered(server, answer),
+        }
+    }
+
+    fn spoil_answer(&mut self, lie: SourceLie, answer: ToGuest) -> Option<ToGuest> {
+        let (digest, from, total, bytes) = match answer {
+            ToGuest::Piece { digest, from, total, bytes } => (digest, from, total, bytes),
+            other => return Some(other),
+        };
+        let mut bytes = bytes.to_vec();
+        let total = match lie {
+            SourceLie::Altered => {
+                let at = self.rng.random_range(0..bytes.len().max(1));
+                bytes.get_mut(at).into_iter().for_each(|byte| *byte ^= 1);
+                total
+            }
+            SourceLie::Noise => {
+                self.rng.fill_bytes(&mut bytes);
+                total
+            }
+            SourceLie::Truncated => {
+                bytes.truncate(bytes.len() / 2);
+                from + bytes.len() as u64
+            }
+            SourceLie::Endless => {
+                bytes.resize(protocol::limits::PIECE_BYTES, 0);
+                protocol::limits::MAX_MANIFEST_BYTES
+            }
+            SourceLie::Silent if from > 0 || self.rng.random_bool(0.5) => return None,
+            SourceLie::Silent => total,
+            SourceLie::Gone => return Some(ToGuest::Gone { digest }),
+        };
+        Some(ToGuest::Piece { digest, from, total, bytes: bytes.into() })
+    }
+}
