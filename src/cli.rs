@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use shared_registers::cluster::Durability;
 use shared_registers::limits::{MAX_CLIENTS, MAX_SERVERS};
 
 use crate::bench::payload::Shape;
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Ask every server how it is.
     Status(StatusArgs),
+    /// Say that a server is gone for good, so that no other waits for it.
+    Retire(RetireArgs),
     /// See it all: run a cluster, measure it, kill its sequencer, go on.
     Demo(DemoArgs),
     /// One process of the ring that `bench --floor` measures.
@@ -74,6 +77,27 @@ pub(crate) struct InitArgs {
     /// Where the guests listen, by server [default: free ports on 127.0.2.1, 127.0.2.2, ...].
     #[arg(long, value_name = "A:P,...", value_delimiter = ',')]
     pub(crate) payload: Option<Vec<SocketAddr>>,
+    /// What a record outlives before others see it.
+    #[arg(long, value_enum, default_value_t = DurabilityName::Process)]
+    pub(crate) durability: DurabilityName,
+}
+
+/// `--durability`.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum DurabilityName {
+    /// The host agent's process; after a power failure it asks all other hosts.
+    Process,
+    /// The machine: it is synced to disk first.
+    Disk,
+}
+
+impl From<DurabilityName> for Durability {
+    fn from(name: DurabilityName) -> Durability {
+        match name {
+            DurabilityName::Process => Durability::Process,
+            DurabilityName::Disk => Durability::Disk,
+        }
+    }
 }
 
 /// The largest `--f`.
@@ -212,6 +236,7 @@ p50_us, p99_us, max_us and requests_per_s; with --floor its last element has the
 
 /// `difato status`.
 #[derive(Args)]
+#[command(after_help = STATUS_KEYS)]
 pub(crate) struct StatusArgs {
     /// The cluster's folder.
     #[arg(long)]
@@ -220,6 +245,32 @@ pub(crate) struct StatusArgs {
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+const STATUS_KEYS: &str = "\
+Keys of the JSON objects, one for each server: id; up; why, if it is not up; term; sequencer (of that
+term); committed (batch); delivered (order number); behind (orders, the furthest server's less this
+one's); chain (after the last delivered batch); stable (null, or the last stable checkpoint: term,
+batch, and order, the last that its snapshot covers, null if this server does not hold it); window (used
+and limit: what the orders proposed since then weigh); rings (by server: used and bytes of its stream's
+ring here); held (bytes of history, snapshot, orders); catching_up (null if it is at work, or stage:
+reading, looking or fetching; parts and all_parts, bytes and all_bytes of the snapshot; from, the server
+that sent something last); counters.";
+/// `difato retire`.
+#[derive(Args)]
+#[command(after_help = COMING_BACK)]
+pub(crate) struct RetireArgs {
+    /// The cluster's folder. Where servers are on several machines: this machine's, and then each
+    /// other's.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// The server.
+    #[arg(long)]
+    pub(crate) id: u16,
+}
+
+const COMING_BACK: &str = "\
+Nobody listens to a retired server any more, nor waits for it when recovering. It comes back if it
+is started with its folder DIR/registers/ID removed: then it is not retired any more.";
 
 /// `difato demo`.
 #[derive(Args)]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use client::{Client, Message};
 use protocol::messages::Status;
+use shared_registers::cluster::Durability;
 use shared_registers::ids::{OrderNumber, ServerId, Term};
 use tokio::time::{sleep, timeout};
 
@@ -71,6 +72,7 @@ async fn demo(args: &DemoArgs, dir: &Path) -> Result<()> {
         application: "echo-sized",
         trusted: None,
         payload: None,
+        durability: Durability::Process,
     };
     let cluster = init::create(dir, &wanted)?;
     for shape in &args.payloads {

@@ -22,7 +22,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use shared_registers::cluster::{
-    ClientKeys, Cluster, GuestKeys, HostKeys, OperatorKeys, Paths, PeerKey, ServerAddresses,
+    ClientKeys, Cluster, Durability, GuestKeys, HostKeys, OperatorKeys, Paths, PeerKey,
+    ServerAddresses,
 };
 use shared_registers::crypto::{ClusterId, Secret};
 use shared_registers::ids::{ClientId, ServerId};
@@ -58,6 +59,9 @@ const EXPLANATION: &str = "\
 # window              batches that may be proposed past the last committed one
 # retain_messages     delivered messages that a guest keeps for listeners
 # retain_bytes        bytes of payload that it keeps for them
+# durability          what a host's records outlive before others see them: `process` (kill -9; if a
+#                     machine goes down its host asks all others when it is back) or `disk` (power
+#                     failures too: each record is synced first, which costs what the disk takes)
 #
 # [[server]], by id
 # trusted             where its host agent listens, on the network that only hosts are on
@@ -77,6 +81,8 @@ pub(crate) struct Wanted {
     pub(crate) trusted: Option<Vec<SocketAddr>>,
     /// Where the guests listen; likewise.
     pub(crate) payload: Option<Vec<SocketAddr>>,
+    /// What a host's records outlive before others see them.
+    pub(crate) durability: Durability,
 }
 
 /// Runs `difato cluster init`.
@@ -87,6 +93,7 @@ pub(crate) fn run(args: InitArgs) -> Result<()> {
         application: args.application.name(),
         trusted: args.trusted,
         payload: args.payload,
+        durability: args.durability.into(),
     };
     let cluster = create(&args.dir, &wanted)?;
     output::print(&summary(&args.dir, &cluster))
@@ -184,7 +191,10 @@ fn describe(wanted: &Wanted) -> Result<Cluster> {
         servers.map(|((trusted, payload), id)| ServerAddresses { id, trusted, payload }).collect();
     let mut id = [0; 32];
     random(&mut id)?;
-    Ok(Cluster::new(ClusterId(id), wanted.f, wanted.clients, wanted.application, servers))
+    let id = ClusterId(id);
+    let mut cluster = Cluster::new(id, wanted.f, wanted.clients, wanted.application, servers);
+    cluster.limits.durability = wanted.durability;
+    Ok(cluster)
 }
 
 /// The given addresses, or free ports of 127.0.`network`.1 and on.
@@ -234,6 +244,7 @@ fn write_all(paths: &Paths, cluster: &Cluster) -> Result<()> {
         let guest =
             GuestKeys { replies: replies[i].clone(), operator: operator[i].clone(), forwards };
         write_keys(&paths.guest_keys(server), &guest)?;
+        mark_fresh(paths, server)?;
     }
     for client in (0..cluster.clients).map(ClientId) {
         let of_all_servers =
@@ -243,6 +254,16 @@ fn write_all(paths: &Paths, cluster: &Cluster) -> Result<()> {
         write_keys(&paths.client_keys(client), &keys)?;
     }
     write_keys(&paths.operator_keys(), &OperatorKeys { replies: operator })
+}
+
+/// R6: register files that are missing where this mark is were never made. Its first start takes the
+/// mark away; from then on files that are missing are files that were lost.
+fn mark_fresh(paths: &Paths, server: ServerId) -> Result<()> {
+    let (folder, mark) = (paths.registers(server), paths.fresh(server));
+    let made = DirBuilder::new().mode(0o700).recursive(true).create(&folder);
+    made.and_then(|()| OpenOptions::new().write(true).create_new(true).mode(0o600).open(&mark))
+        .map(|_| ())
+        .with_context(|| format!("cannot write {}", mark.display()))
 }
 
 /// Fresh secrets, by server and then by client.
@@ -288,7 +309,8 @@ mod tests {
     use super::*;
 
     fn wanted(f: usize) -> Wanted {
-        Wanted { f, clients: 3, application: "log", trusted: None, payload: None }
+        let durability = Durability::Process;
+        Wanted { f, clients: 3, application: "log", trusted: None, payload: None, durability }
     }
 
     fn same(a: &Secret, b: &Secret) -> bool {

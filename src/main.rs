@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`init`], [`up`] | `cluster init`, `cluster up` |
 //! | [`role`] | `host-agent`, `guest-replica` |
-//! | [`send`], [`listen`], [`status`] | the same |
+//! | [`send`], [`listen`], [`status`], [`retire`] | the same |
 //! | [`mod@bench`] | `bench`, and the hidden `floor-node` |
 //! | [`demo`] | `demo` |
 //!
@@ -23,6 +23,7 @@ mod exit;
 mod init;
 mod listen;
 mod output;
+mod retire;
 mod role;
 mod send;
 mod session;
@@ -61,6 +62,7 @@ fn run(command: Command) -> Result<()> {
         Command::Listen(args) => listen::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Status(args) => status::run(args),
+        Command::Retire(args) => retire::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::FloorNode(args) => bench::floor::run_node(args),
     }

@@ -1,11 +1,11 @@
 //! Catching up (P6, section 6): the way back of a guest whose records are reclaimed.
 //!
 //! It looks through what is left of the streams for checkpoint claims, which say what is stable;
-//! fetches the snapshot of the newest stable checkpoint from the other guests, who may lie but not
-//! about that, or takes it from its own store; and has all streams read on behind its cut. The
-//! cluster does not wait meanwhile: it goes on looking, and as soon as a newer checkpoint is stable
-//! it turns to that one, since nobody has to keep the one before. What has not changed between the two is not fetched again; nor is what a
-//! replica that fell behind knew already.
+//! takes the snapshot of the newest stable checkpoint out of its own store, as far as it is there,
+//! and fetches the rest from the other guests, who may lie but not about that; and has all streams
+//! read on behind its cut. The cluster does not wait meanwhile: it goes on looking, and as soon as a
+//! newer checkpoint is stable it turns to that one, since nobody keeps the one before. What has not
+//! changed between the two is not fetched again; nor is what a replica that fell behind knew already.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use protocol::transfer::{Fetch, FetchConfig};
 use shared_registers::checkpoint::Claims;
 use shared_registers::guest_side::Next;
 use shared_registers::ids::{Micros, Seq, ServerId};
-use shared_registers::record::{Body, Checkpoint, Record};
+use shared_registers::record::{Accept, Body, Checkpoint, Record};
 
 use crate::counters::Counters;
 use crate::error::GuestError;
@@ -152,7 +152,9 @@ impl CatchUp {
                     let path = registers.read_path().to_owned();
                     return Err(GuestError::Damaged { path, writer });
                 }
-                Next::Record(record) => count_claim(&mut self.claims, self.config.n, &record),
+                Next::Record(record) => {
+                    count_claim(&mut self.claims, self.config.n, &record);
+                }
             }
             registers.files.advance(writer);
         }
@@ -212,7 +214,7 @@ impl CatchUp {
         }
     }
 
-    /// Whether the snapshot is there, and what lies behind its cut too.
+    /// Whether a snapshot is there, and what lies behind its cut too.
     pub(crate) fn is_whole(&self, files: &Files) -> bool {
         let fetch = self.fetch.as_ref().filter(|fetch| fetch.is_complete());
         fetch.is_some_and(|fetch| !is_reclaimed(fetch.wanted(), files))
@@ -274,10 +276,9 @@ fn is_reclaimed(checkpoint: &Checkpoint, files: &Files) -> bool {
     cuts.into_iter().any(|(writer, cut)| files.first(writer).0 > *cut)
 }
 
+/// Counts the claim of a record, if it has one.
 fn count_claim(claims: &mut Claims, n: usize, record: &Record<'_>) {
-    if let Ok(Body::Accept(accept)) = Body::decode(record.body, n)
-        && let Some(claim) = &accept.checkpoint
-    {
-        claims.count(&record.stamp, claim);
+    if let Ok(Body::Accept(Accept { checkpoint: Some(claim), .. })) = Body::decode(record.body, n) {
+        claims.count(&record.stamp, &claim);
     }
 }

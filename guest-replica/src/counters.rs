@@ -86,7 +86,7 @@ counters! {
 }
 
 /// Names of the host's counters, in the order of [`Counter`].
-const HOST_COUNTERS: [(Counter, &str); 18] = [
+const HOST_COUNTERS: [(Counter, &str); 19] = [
     (Counter::Proposes, "host_records_propose"),
     (Counter::Accepts, "host_records_accept"),
     (Counter::Changes, "host_records_change"),
@@ -105,6 +105,7 @@ const HOST_COUNTERS: [(Counter, &str); 18] = [
     (Counter::LinkUps, "host_link_ups"),
     (Counter::Checkpoints, "host_checkpoints"),
     (Counter::Jumps, "host_jumps"),
+    (Counter::EarlierIncarnation, "host_earlier_incarnation"),
 ];
 
 // A counter that is added there and not named here shows up in this sum.
@@ -124,7 +125,12 @@ fn dropped_name(reason: DropReason) -> &'static str {
 }
 
 /// Appends name and value of each of the host's counters.
-pub(crate) fn list_host(values: &[u64], stream_full: bool, out: &mut Vec<(String, u64)>) {
+pub(crate) fn list_host(
+    values: &[u64],
+    stream_full: bool,
+    waits_for: u64,
+    out: &mut Vec<(String, u64)>,
+) {
     let mut push = |name: &str, index: usize| {
         out.push((name.to_owned(), values.get(index).copied().unwrap_or_default()));
     };
@@ -135,6 +141,8 @@ pub(crate) fn list_host(values: &[u64], stream_full: bool, out: &mut Vec<(String
         push(dropped_name(reason), Counter::dropped(reason));
     }
     out.push(("host_stream_full".to_owned(), u64::from(stream_full)));
+    // One bit per host that it waits for while it recovers (R6).
+    out.push(("host_waits_for".to_owned(), waits_for));
 }
 
 #[cfg(test)]
@@ -145,16 +153,17 @@ mod tests {
 
     #[test]
     fn each_counter_has_a_name_of_its_own_and_its_own_word() {
-        let values: Vec<u64> = (100..164).collect();
+        let values: Vec<u64> = (100..132).collect();
         let mut all = Vec::new();
         Counters::default().list(&mut all);
         let own = all.len();
-        list_host(&values, true, &mut all);
+        list_host(&values, true, 5, &mut all);
         let names: BTreeSet<_> = all.iter().map(|(name, _)| name).collect();
         assert_eq!(names.len(), all.len());
-        let words: BTreeSet<_> = all[own..all.len() - 1].iter().map(|(_, value)| value).collect();
-        assert_eq!(words.len(), all.len() - own - 1);
+        let words: BTreeSet<_> = all[own..all.len() - 2].iter().map(|(_, value)| value).collect();
+        assert_eq!(words.len(), all.len() - own - 2);
         assert!(words.iter().all(|value| **value >= 100));
-        assert_eq!(all.last(), Some(&("host_stream_full".to_owned(), 1)));
+        let last = [("host_stream_full".to_owned(), 1), ("host_waits_for".to_owned(), 5)];
+        assert_eq!(all[all.len() - 2..], last);
     }
 }

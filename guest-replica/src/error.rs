@@ -95,12 +95,6 @@ pub enum GuestError {
         /// Which stream.
         writer: ServerId,
     },
-    /// The host agent has put another file in the place of the mapped one.
-    #[error("the host agent has replaced the register file {path}; restart this guest")]
-    Replaced {
-        /// The file.
-        path: PathBuf,
-    },
     /// The system refuses something that a guest cannot do without.
     #[error("cannot {what}: {source}")]
     System {

@@ -48,21 +48,43 @@ impl Clock {
     }
 }
 
-/// Runs a guest until `stop` can be read.
+/// Why a guest's life ends.
+enum End {
+    /// It was asked to stop.
+    Asked,
+    /// The host's streams are not what they were (R6).
+    Over,
+}
+
+/// Runs a guest until `stop` can be read, from the registers (P6); if they are not what they were,
+/// once more from the start.
 pub(crate) fn run(
     setup: Setup,
     mut application: Factory,
     stop: impl AsFd,
 ) -> Result<(), GuestError> {
     let listener = setup.listen()?;
+    while let End::Over = live(&setup, &mut application, &stop, &listener)? {
+        tracing::warn!("the host's streams are not what they were: reading them from the start");
+    }
+    Ok(())
+}
+
+fn live(
+    setup: &Setup,
+    application: &mut Factory,
+    stop: impl AsFd,
+    listener: &TcpListener,
+) -> Result<End, GuestError> {
     let store = setup.store()?;
     let mut poll = Poll::new().map_err(GuestError::system("make an epoll instance"))?;
     poll.watch(&stop, STOP, EpollFlags::EPOLLIN)
         .map_err(GuestError::system("watch for the end"))?;
     let (clock, mut counters) = (Clock(Instant::now()), Counters::default());
-    let Some(registers) = wait_for_host(&setup, &mut poll, &clock, &mut counters)? else {
-        return Ok(());
+    let Some(registers) = wait_for_host(setup, &mut poll, &clock, &mut counters)? else {
+        return Ok(End::Asked);
     };
+    let listener = listener.try_clone().map_err(GuestError::system("share the listener"))?;
     poll.watch(&listener, LISTENER, EpollFlags::EPOLLIN)
         .map_err(GuestError::system("watch the payload address"))?;
     poll.watch(store.event(), STORE, EpollFlags::EPOLLIN)
@@ -113,6 +135,10 @@ fn wait_for_host(
             Some(r) => {
                 r.tend_bell(now, poll, counters)?;
                 r.check_full();
+                if r.is_over() {
+                    registers = None;
+                    continue;
+                }
                 if r.has_bell() {
                     return Ok(registers);
                 }
@@ -173,20 +199,22 @@ impl Core {
 
     fn next_deadline(&self) -> Option<Micros> {
         match self {
-            Core::Replica { replica, .. } => replica.next_deadline(),
+            Core::Replica { replica, at_work: true } => replica.next_deadline(),
+            // It cannot act on what is due: whatever it waits for is looked for at every nap's end.
+            Core::Replica { .. } => None,
             Core::CatchingUp(catch_up) => catch_up.next_deadline(),
         }
     }
 }
 
 /// A guest, at work or on its way there.
-struct Guest {
+struct Guest<'a> {
     n: usize,
     clock: Clock,
     poll: Poll,
     core: Core,
     config: Config,
-    application: Factory,
+    application: &'a mut Factory,
     /// Where the configuration is from.
     cluster_toml: PathBuf,
     registers: Registers,
@@ -206,10 +234,13 @@ struct Guest {
     status: Option<ToClient>,
 }
 
-impl Guest {
-    fn run(mut self) -> Result<(), GuestError> {
+impl Guest<'_> {
+    fn run(mut self) -> Result<End, GuestError> {
         let mut ready = Vec::new();
         loop {
+            if self.registers.is_over() {
+                return Ok(End::Over);
+            }
             let more = self.turn(&ready)?;
             ready.clear();
             let nap = if more { Micros(0) } else { self.doze() };
@@ -217,7 +248,7 @@ impl Guest {
             self.registers.files.wake();
             if ready.iter().any(|(token, _)| *token == STOP) {
                 tracing::info!("asked to stop");
-                return Ok(());
+                return Ok(End::Asked);
             }
         }
     }
@@ -272,7 +303,8 @@ impl Guest {
             Core::CatchingUp(_) => self.catch_up()?,
             Core::Replica { .. } => self.read_records()?,
         };
-        if !unread && drained {
+        // R6: a host that recovers takes none, and its guest reads only.
+        if !unread && (drained || self.registers.reads_only()) {
             self.begin_work();
         }
         self.act(rung);
@@ -326,6 +358,9 @@ impl Guest {
 
     /// Tells the core what was dropped and what the hints are, and lets it act.
     fn act(&mut self, rung: bool) {
+        if self.registers.reads_only() {
+            return; // P6: its own stream has to be whole before it goes on with it.
+        }
         let now = self.clock.now();
         let look = rung || now >= self.hints_at;
         if look {

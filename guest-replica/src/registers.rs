@@ -1,8 +1,10 @@
 //! This guest's two register files and its host agent's doorbell.
 //!
 //! The host agent may come later than its guest, go away and come back: what is mapped stays
-//! valid as long as it goes on with the same files, and if it has made new ones this guest cannot
-//! go on. The read file is opened and mapped for reading alone.
+//! valid as long as it goes on with the same files. If it has lost them, or records in them, and
+//! recovers (R6), its guest [starts over](Registers::is_over): once to read what there is, and once
+//! more, to take part, when the streams are whole. The read file is opened and mapped for reading
+//! alone.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -16,8 +18,8 @@ use shared_registers::bell;
 use shared_registers::cluster::Paths;
 use shared_registers::guest_side::{DropNotice, GuestRegisters};
 use shared_registers::ids::{Micros, Seq, ServerId};
-use shared_registers::layout::{Geometry, LayoutError, read};
-use shared_registers::words::{MappedReadOnly, MappedReadWrite, Words};
+use shared_registers::layout::{Geometry, LayoutError};
+use shared_registers::words::{MappedReadOnly, MappedReadWrite};
 
 use crate::counters::Counters;
 use crate::error::GuestError;
@@ -47,6 +49,8 @@ impl Places {
 
 /// Which file a path named when it was mapped.
 type Inode = (u64, u64);
+/// The host's incarnation, and whether it recovered.
+type Life = (u64, bool);
 
 /// The register files, the doorbell, and the frames that wait.
 pub(crate) struct Registers {
@@ -55,8 +59,13 @@ pub(crate) struct Registers {
     header: Arc<MappedReadOnly>,
     places: Places,
     inodes: [Inode; 2],
+    /// R6: as what the host wrote when this guest began to read.
+    life: Life,
     frames: Frames,
     bell: Option<UnixStream>,
+    bell_lost: bool,
+    /// The files are not those of the host any more.
+    over: bool,
     retry_at: Micros,
     /// Drops so far, as far as the host has told.
     drops: u64,
@@ -87,20 +96,24 @@ impl Registers {
         let header = Arc::new(MappedReadOnly::map(&read).map_err(map(&places.read))?);
         let write = MappedReadWrite::map(&write).map_err(map(&places.write))?;
         match geometry.check_read(&header) {
-            // All zero: the host agent is about to write it.
-            Err(LayoutError::Magic) if blank(&header) => return Ok(None),
+            // The host agent is about to write it, or to recover it (R6).
+            Err(LayoutError::Magic | LayoutError::Size { .. }) => return Ok(None),
             checked => checked.map_err(layout(&places.read))?,
         }
         geometry.check_write(&write).map_err(layout(&places.write))?;
         let files = GuestRegisters::attach(geometry, header.clone(), write)
             .map_err(layout(&places.read))?;
+        files.populate();
         Ok(Some(Registers {
+            life: (files.incarnation(), files.recovering().is_some()),
             files,
             header,
             places,
             inodes,
             frames: Frames::default(),
             bell: None,
+            bell_lost: false,
+            over: false,
             retry_at: Micros(0),
             drops: 0,
             said_full: false,
@@ -117,27 +130,41 @@ impl Registers {
         self.bell.is_some()
     }
 
-    /// Connects to the doorbell if it is not connected and it is time to. Returns whether it did;
-    /// everything in the files may have changed by then.
+    /// Connects to the doorbell if it is not connected and it is time to.
     pub(crate) fn tend_bell(
         &mut self,
         now: Micros,
         poll: &Poll,
         counters: &mut Counters,
-    ) -> Result<bool, GuestError> {
+    ) -> Result<(), GuestError> {
         if self.bell.is_some() || now < self.retry_at {
-            return Ok(false);
+            return Ok(());
         }
         self.retry_at = now.plus(BELL_RETRY);
-        let Ok(stream) = bell::connect(&self.places.bell) else { return Ok(false) };
-        self.check_files()?;
+        let Ok(stream) = bell::connect(&self.places.bell) else { return Ok(()) };
+        if self.bell_lost && self.reads_only() {
+            // It has begun to recover once more.
+            self.over = true;
+        }
+        self.check_files();
         poll.watch(&stream, BELL, EpollFlags::EPOLLIN)
             .map_err(GuestError::system("watch the host agent's doorbell"))?;
         self.bell = Some(stream);
         tracing::info!("connected to the host agent");
         // It may have slept while frames came that it was not rung for.
         self.ring(now, counters);
-        Ok(true)
+        Ok(())
+    }
+
+    /// R6: whether nothing that was read holds any more: the host has begun to recover, or is done
+    /// with it, or has other files.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over || self.life != (self.files.incarnation(), self.files.recovering().is_some())
+    }
+
+    /// R6: whether the host recovers: all can be read, and nothing written.
+    pub(crate) fn reads_only(&self) -> bool {
+        self.life.1
     }
 
     /// When [`Self::tend_bell`] has something to do next.
@@ -146,17 +173,12 @@ impl Registers {
     }
 
     /// Whether the paths still name the mapped files, and the header is still right.
-    fn check_files(&self) -> Result<(), GuestError> {
+    fn check_files(&mut self) {
         for (path, mapped) in [&self.places.read, &self.places.write].into_iter().zip(self.inodes) {
             let now = fs::metadata(path).map(|m| (m.dev(), m.ino()));
-            if now.ok() != Some(mapped) {
-                return Err(GuestError::Replaced { path: path.clone() });
-            }
+            self.over |= now.ok() != Some(mapped);
         }
-        let geometry = self.files.geometry();
-        geometry
-            .check_read(&self.header)
-            .map_err(|source| GuestError::Layout { path: self.places.read.clone(), source })
+        self.over |= self.files.geometry().check_read(&self.header).is_err();
     }
 
     /// Reads the rings that came. Each means "look", and nothing else.
@@ -174,6 +196,7 @@ impl Registers {
     fn lose_bell(&mut self, now: Micros, counters: &mut Counters) {
         tracing::warn!("the host agent has gone away; waiting for it to come back");
         counters.bells_lost += 1;
+        self.bell_lost = true;
         self.bell = None;
         self.retry_at = now.plus(BELL_RETRY);
     }
@@ -244,8 +267,4 @@ fn there(file: std::io::Result<File>, path: &Path) -> Result<Option<File>, Guest
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(failed(source)),
     }
-}
-
-fn blank(words: &impl Words) -> bool {
-    words.load(read::MAGIC, std::sync::atomic::Ordering::Acquire) == 0
 }

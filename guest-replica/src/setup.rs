@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use protocol::messages::max_frame_bytes;
 use protocol::replica::Config;
-use shared_registers::cluster::{Cluster, GuestKeys, Paths, load_keys};
+use shared_registers::cluster::{Cluster, Durability, GuestKeys, Paths, load_keys};
 use shared_registers::crypto::MacKey;
 use shared_registers::ids::{Micros, ServerId};
 
@@ -55,8 +55,8 @@ impl Setup {
 
     /// Opens this guest's own store of snapshots.
     pub(crate) fn store(&self) -> Result<Store, GuestError> {
-        // Hosts promise no more than this: what a crash of the whole machine may take.
-        let sync = false;
+        // Snapshots stand for records that are gone, and outlive what those would have.
+        let sync = self.cluster.limits.durability == Durability::Disk;
         Store::open(self.paths.snapshots(self.me), self.cluster.n(), sync)
     }
 

@@ -16,7 +16,9 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use shared_registers::bell;
-use shared_registers::cluster::{Cluster, ConfigError, HostKeys, Paths, load_keys};
+use shared_registers::cluster::{
+    Cluster, ConfigError, HostKeys, Paths, Retired, RetiredServer, load_keys,
+};
 use shared_registers::crypto::MacKey;
 use shared_registers::host_side::{ReopenError, StreamFull};
 use shared_registers::ids::{Micros, Seq, ServerId};
@@ -25,6 +27,7 @@ use crate::files;
 use crate::host::{Host, HostConfig, Input, Now, PeerFault};
 use crate::limits::{
     BELL_BYTES, EVENTS_PER_TURN, FULL_LOG_MS, IDLE_MS, LINK_DEAD_HEARTBEATS, LINK_DEAD_MS,
+    MAX_INCARNATION, RECOVERY_LOG_MS, RETIRED_LOOK_MS,
 };
 use crate::net::{FIRST_TOKEN, Level, Log, MappedHost, Net, NetConfig};
 
@@ -73,37 +76,29 @@ pub enum AgentError {
         /// What the system says.
         error: io::Error,
     },
-    /// A register file is not what it should be.
+    /// A register file is another's.
     #[error(
-        "the register file of {} {why}; recovery from the other hosts is not built yet, so either \
-         put back the cluster.toml that it was made with or make a new cluster",
+        "the register file {} {why}; put back the cluster.toml that it was made with, or remove the \
+         folder that it is in, and the host recovers it from the others",
         path.display()
     )]
     Registers {
-        /// The read file; its write file lies next to it.
+        /// The file.
         path: PathBuf,
         /// What is wrong.
         why: ReopenError,
     },
-    /// The machine restarted since the read file was written, without a clean stop (R6).
+    /// The server was retired, or goes on elsewhere (R6).
     #[error(
-        "the machine restarted while {} was in use, so its last records may be lost; recovery from \
-         the other hosts is not built yet: make a new cluster",
-        path.display()
+        "server {id} was retired, or goes on with other files: nobody listens to what is in {} any \
+         more; to bring it back remove that folder and start it again",
+        folder.display()
     )]
-    Unclean {
-        /// The read file.
-        path: PathBuf,
-    },
-    /// There is no read file, and frames in the write file: there was one.
-    #[error(
-        "{} is missing and the write file next to it was in use, so records were lost; recovery \
-         from the other hosts is not built yet: put it back or make a new cluster",
-        path.display()
-    )]
-    Lost {
-        /// The read file.
-        path: PathBuf,
+    Over {
+        /// Which.
+        id: ServerId,
+        /// Where its registers are.
+        folder: PathBuf,
     },
     /// The trusted address cannot be bound.
     #[error(
@@ -123,8 +118,8 @@ pub enum AgentError {
     },
     /// A peer has more of the own stream than there is here: the own file was lost or replaced.
     #[error(
-        "host {peer} holds {theirs} records of server {id}, and only {ours} are in {}: records are \
-         lost, and recovery from the other hosts is not built yet; make a new cluster",
+        "host {peer} holds {theirs} records of server {id}, and only {ours} are in {}: it is an \
+         older copy; remove the folder that it is in, and the host recovers it from the others",
         path.display()
     )]
     Rollback {
@@ -183,18 +178,28 @@ pub fn run(options: &Options, log: &mut dyn FnMut(Level, &str)) -> Result<(), Ag
     let bell = Bell::listen(&paths.bell(me), &net.epoll)?;
     let event = EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS);
     net.epoll.add(&signals, event).map_err(system("epoll"))?;
-    let (registers, read_file) = files::open(&paths, cluster.geometry(me))?;
-
+    let opened = files::open(&paths, cluster.geometry(me), cluster.limits.durability)?;
     let (start, exchange) = (Instant::now(), Micros::from_ms(cluster.timing.exchange_ms));
-    let host = Host::new(HostConfig { order_keys, exchange }, registers, now(start));
+    let host = Host::new(HostConfig { order_keys, exchange }, opened.registers, now(start));
+    let held = host.registers().copied(me);
     log(
         Level::Info,
         &format!(
-            "host agent {me} started: listens on {}, holds {} records of its own stream",
+            "host agent {me} started: listens on {}, holds {held} records of its own stream",
             addresses.trusted,
-            host.registers().copied(me),
         ),
     );
+    if let Some(wrong) = opened.wrong {
+        let path = paths.read_file(me);
+        log(
+            Level::Error,
+            &format!(
+                "host agent {me} recovers: {} {wrong}; it takes nothing of its guest until all other \
+                 hosts have said where its stream ends",
+                path.display()
+            ),
+        );
+    }
     let mut agent = Agent {
         me,
         paths,
@@ -207,9 +212,11 @@ pub fn run(options: &Options, log: &mut dyn FnMut(Level, &str)) -> Result<(), Ag
         tick_at: Micros(0),
         idle: false,
         full_logged: None,
+        recovery: Recovery::default(),
+        retired_at: Micros(0),
     };
     agent.serve(log)?;
-    agent.close(&read_file)?;
+    agent.close(&opened.read)?;
     drop(lock);
     log(Level::Info, &format!("host agent {me} stopped"));
     Ok(())
@@ -338,6 +345,16 @@ struct Agent {
     idle: bool,
     /// When a full ring was logged last.
     full_logged: Option<Micros>,
+    recovery: Recovery,
+    /// When to look for retired servers.
+    retired_at: Micros,
+}
+
+/// What was said of the recovery, if there is one.
+#[derive(Default)]
+struct Recovery {
+    /// For whom it waits, and when that was logged.
+    said: Option<(u64, Micros)>,
 }
 
 impl Agent {
@@ -363,6 +380,8 @@ impl Agent {
                     token => self.peer(token, now, log)?,
                 }
             }
+            self.look_for_retired(now, log)?;
+            self.log_recovery(now.mono, log);
             if now.mono >= self.tick_at {
                 self.tick_at = now.mono.plus(self.exchange);
                 self.host.step(now, Input::Tick).expect("only a frame can be at fault");
@@ -422,8 +441,65 @@ impl Agent {
                 let path = self.paths.read_file(self.me);
                 Err(AgentError::Rollback { peer, id: self.me, theirs, ours, path })
             }
+            Err((_, PeerFault::Over { .. })) => Err(self.over()),
             Err((_, PeerFault::Malformed(_))) => Ok(()),
         }
+    }
+
+    fn over(&self) -> AgentError {
+        AgentError::Over { id: self.me, folder: self.paths.registers(self.me) }
+    }
+
+    /// R6: an operator may retire a server at any time.
+    fn look_for_retired(&mut self, now: Now, log: &mut Log<'_>) -> Result<(), AgentError> {
+        if now.mono < self.retired_at {
+            return Ok(());
+        }
+        self.retired_at = now.mono.plus(Micros::from_ms(RETIRED_LOOK_MS));
+        let list = match Retired::load(&self.paths) {
+            Ok(list) => list.retired,
+            Err(error) => {
+                log(Level::Error, &error.to_string());
+                return Ok(());
+            }
+        };
+        let n = self.host.registers().geometry().n;
+        for RetiredServer { id, below } in list.into_iter().filter(|r| usize::from(r.id) < n) {
+            let id = ServerId(id);
+            if below > MAX_INCARNATION || below <= self.host.registers().floor(id) {
+                continue;
+            }
+            self.host.step(now, Input::Floor(id, below)).map_err(|_| self.over())?;
+            log(Level::Info, &format!("server {id} is retired: nobody waits for it any more"));
+        }
+        Ok(())
+    }
+
+    /// R6: says for whom a host that recovers waits, and that it has recovered.
+    fn log_recovery(&mut self, now: Micros, log: &mut Log<'_>) {
+        let (me, waits) = (self.me, self.host.waits_for());
+        let Some(hosts) = waits else {
+            if self.recovery.said.take().is_some() {
+                let held = self.host.registers().copied(me);
+                let line = format!("host agent {me} has recovered: its stream has {held} records");
+                log(Level::Info, &line);
+            }
+            return;
+        };
+        let often = Micros::from_ms(RECOVERY_LOG_MS);
+        if self.recovery.said.is_some_and(|(said, at)| said == hosts && now.since(at) < often) {
+            return;
+        }
+        self.recovery.said = Some((hosts, now));
+        let n = self.host.registers().geometry().n;
+        let named = ServerId::all(n).filter(|id| hosts >> id.index() & 1 == 1);
+        let named: Vec<String> = named.map(|id| id.to_string()).collect();
+        let whom = match &named[..] {
+            [] => "records that its own stream has seen".to_owned(),
+            [one] => format!("host {one}"),
+            _ => format!("hosts {}", named.join(", ")),
+        };
+        log(Level::Info, &format!("host agent {me} recovers and waits for {whom}"));
     }
 
     /// R7: nothing else tells an operator why a server has come to a stand. It goes on by itself.

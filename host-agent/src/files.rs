@@ -1,23 +1,29 @@
-//! The register files of a server: made on its first start, gone on with later.
+//! The register files of a server: made on its first start, gone on with later, recovered if they
+//! are not what they were (R6).
 //!
-//! The read file is the cluster's memory of this server's stream, so it is never made anew where
-//! there was one, and never gone on with where a power failure may have eaten its last records
-//! (R6): the machine must not have restarted since, unless the agent stopped cleanly before.
+//! The read file is the cluster's memory of this server's stream. So one that is missing, damaged or
+//! cut short is not simply made anew, and one is not simply gone on with where a power failure may
+//! have eaten its last records: then the host recovers. That a server never had files is said by
+//! another file, `fresh`, which whoever made the cluster put there, and which goes with the first
+//! start. A file of another server, cluster, version or configuration is somebody's mistake, and
+//! refused as it is.
+//!
+//! A file that is recovered stays where it is, its guest may have it mapped: it is neither cut off
+//! nor replaced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use shared_registers::cluster::Paths;
+use shared_registers::cluster::{Durability, Paths};
 use shared_registers::crypto::Digest;
-use shared_registers::host_side::{HostRegisters, ReopenError};
+use shared_registers::host_side::HostRegisters;
 use shared_registers::ids::ServerId;
-use shared_registers::layout::{Geometry, read, write};
-use shared_registers::words::{MappedReadOnly, MappedReadWrite, Words};
+use shared_registers::layout::{Geometry, HEADER_BYTES, LayoutError, read};
+use shared_registers::words::{MappedReadOnly, MappedReadWrite};
 
 use crate::agent::AgentError;
 
@@ -46,20 +52,47 @@ pub(crate) fn close(registers: &MappedRegisters, read: &File) -> io::Result<()> 
     read.sync_all()
 }
 
-/// Makes or opens the two files of `geometry`'s server. Also returns the read file, to close it.
+/// How a server's files were found.
+pub(crate) struct Opened {
+    pub(crate) registers: MappedRegisters,
+    /// The read file, to sync and close it.
+    pub(crate) read: File,
+    /// What is wrong with it, if the host has to recover.
+    pub(crate) wrong: Option<String>,
+}
+
+/// Makes or opens the two files of `geometry`'s server.
 pub(crate) fn open(
     paths: &Paths,
     geometry: Geometry,
-) -> Result<(MappedRegisters, File), AgentError> {
+    durability: Durability,
+) -> Result<Opened, AgentError> {
+    let durable = durability == Durability::Disk;
     let path = paths.write_file(geometry.server);
-    let write = sized(&path, geometry.write_file_bytes()).map_err(AgentError::file(&path))?;
-    let write = MappedReadOnly::map(&write).map_err(AgentError::file(&path))?;
-    let path = paths.read_file(geometry.server);
+    let write = || {
+        let file = sized(&path, geometry.write_file_bytes()).map_err(AgentError::file(&path))?;
+        let write = MappedReadOnly::map(&file).map_err(AgentError::file(&path))?;
+        geometry.check_write(&write).map_err(|why| AgentError::registers(&path, why.into()))?;
+        Ok::<_, AgentError>(write)
+    };
     let boot = boot().map_err(AgentError::file(Path::new(BOOT_ID)))?;
-    if path.try_exists().map_err(AgentError::file(&path))? {
-        reopen(&path, geometry, write, boot)
-    } else {
-        create(&path, geometry, write, boot)
+    let (read, fresh) = (paths.read_file(geometry.server), paths.fresh(geometry.server));
+    let exists = |path: &Path| path.try_exists().map_err(AgentError::file(path));
+    let opened = match (exists(&read)?, exists(&fresh)?) {
+        (true, _) => reopen(&read, geometry, write()?, boot)?,
+        (false, true) => Ok(create(&read, geometry, write()?, boot)?),
+        (false, false) => Err("is missing".to_owned()),
+    };
+    let mut opened = match opened {
+        Ok(opened) => opened,
+        Err(wrong) => recover(&read, geometry, write()?, boot, wrong)?,
+    };
+    opened.registers = opened.registers.durable(durable);
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(AgentError::file(&fresh)(error))
+        }
+        _ => Ok(opened),
     }
 }
 
@@ -88,11 +121,7 @@ fn create(
     geometry: Geometry,
     write: MappedReadOnly,
     boot: u64,
-) -> Result<(MappedRegisters, File), AgentError> {
-    // R3: frames that an earlier run may have admitted must not be admitted anew.
-    if write.load(write::HEAD, Ordering::Acquire) != 0 {
-        return Err(AgentError::Lost { path: path.to_owned() });
-    }
+) -> Result<Opened, AgentError> {
     let new = path.with_extension("new");
     let make = || {
         let file = open_file(&new)?;
@@ -100,12 +129,12 @@ fn create(
         file.set_len(geometry.read_file_bytes())?;
         Ok((MappedReadWrite::map(&file)?, file))
     };
-    let (words, file) = make().map_err(AgentError::file(&new))?;
+    let (words, read) = make().map_err(AgentError::file(&new))?;
     let registers = HostRegisters::create(geometry, words, write)
         .map_err(|why| AgentError::registers(path, why.into()))?;
     registers.set_header(read::BOOT, boot);
-    fs::rename(&new, path).map_err(AgentError::file(path))?;
-    Ok((registers, file))
+    read.sync_all().and_then(|()| fs::rename(&new, path)).map_err(AgentError::file(path))?;
+    Ok(Opened { registers, read, wrong: None })
 }
 
 fn reopen(
@@ -113,19 +142,59 @@ fn reopen(
     geometry: Geometry,
     write: MappedReadOnly,
     boot: u64,
-) -> Result<(MappedRegisters, File), AgentError> {
-    let file = open_file(path).map_err(AgentError::file(path))?;
-    let words = MappedReadWrite::map(&file).map_err(AgentError::file(path))?;
-    let registers = HostRegisters::reopen(geometry, words, write)
-        .map_err(|why: ReopenError| AgentError::registers(path, why))?;
+) -> Result<Result<Opened, String>, AgentError> {
+    let read = open_file(path).map_err(AgentError::file(path))?;
+    let actual = read.metadata().map_err(AgentError::file(path))?.len();
+    let expected = geometry.read_file_bytes();
+    if actual >= HEADER_BYTES {
+        let words = MappedReadOnly::map(&read).map_err(AgentError::file(path))?;
+        if let Err(why @ (LayoutError::Version(_) | LayoutError::Other)) =
+            geometry.check_header(&words)
+        {
+            return Err(AgentError::registers(path, why.into()));
+        }
+    }
+    if actual != expected {
+        return Ok(Err(LayoutError::Size { actual, expected }.to_string()));
+    }
+    let words = MappedReadWrite::map(&read).map_err(AgentError::file(path))?;
+    let registers = match HostRegisters::reopen(geometry, words, write) {
+        Ok(registers) => registers,
+        Err(why) => return Ok(Err(why.to_string())),
+    };
     // R6: memory that went down with the machine may have held records that others have seen.
-    if registers.header(read::BOOT) != boot && registers.header(read::CLEAN) != 1 {
-        return Err(AgentError::Unclean { path: path.to_owned() });
+    let kept = registers.header(read::DURABLE) == 1 || registers.header(read::CLEAN) == 1;
+    if registers.header(read::BOOT) != boot && !kept {
+        let why = "was in use when the machine went down, so its last records may be lost";
+        return Ok(Err(why.to_owned()));
     }
     registers.set_header(read::CLEAN, 0);
     registers.set_header(read::BOOT, boot);
-    file.sync_all().map_err(AgentError::file(path))?;
-    Ok((registers, file))
+    read.sync_all().map_err(AgentError::file(path))?;
+    Ok(Ok(Opened { registers, read, wrong: None }))
+}
+
+fn recover(
+    path: &Path,
+    geometry: Geometry,
+    write: MappedReadOnly,
+    boot: u64,
+    wrong: String,
+) -> Result<Opened, AgentError> {
+    let open = || {
+        let file = open_file(path)?;
+        if file.metadata()?.len() != geometry.read_file_bytes() {
+            file.set_len(geometry.read_file_bytes())?;
+        }
+        Ok((MappedReadWrite::map(&file)?, file))
+    };
+    let (words, read) = open().map_err(AgentError::file(path))?;
+    let registers = HostRegisters::recover(geometry, words, write)
+        .map_err(|why| AgentError::registers(path, why.into()))?;
+    registers.set_header(read::BOOT, boot);
+    // What was cut off must not come back with the next power failure.
+    read.sync_all().map_err(AgentError::file(path))?;
+    Ok(Opened { registers, read, wrong: Some(wrong) })
 }
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";

@@ -20,7 +20,8 @@ use shared_registers::words::{Words, WordsMut};
 use crate::admission::{Admission, Moment, Refusal};
 use crate::checkpoints::Checkpoints;
 use crate::limits::MAX_BYTES_PER_TURN;
-use crate::peers::{Jump, Lengths, Owed, PeerFrame, Peers, RECORD};
+use crate::peers::{Jump, Lengths, Owed, Own, PeerFrame, Peers, RECORD};
+use crate::recovery::{Recovery, Step};
 
 /// The two clocks of one moment.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,6 +52,8 @@ pub enum Input<'a> {
     PeerFrame(ServerId, &'a [u8]),
     /// The exchange's period is over.
     Tick,
+    /// An operator says that incarnations of this server below this one are over (R6).
+    Floor(ServerId, u32),
 }
 
 /// What a step asks of its caller.
@@ -77,6 +80,12 @@ pub enum PeerFault {
         /// What is here.
         ours: Seq,
     },
+    /// Nobody listens to this incarnation of this host any more (R6): stop.
+    #[error("incarnations of this server below {floor} are over")]
+    Over {
+        /// The least that is listened to; odd if the server was retired.
+        floor: u32,
+    },
 }
 
 /// A host.
@@ -87,6 +96,8 @@ pub struct Host<R: WordsMut, W: Words> {
     admission: Admission,
     checkpoints: Checkpoints,
     peers: Peers,
+    /// R6: it recovers.
+    recovery: Option<Recovery>,
     /// The guest's frame, copied out.
     body: Vec<u8>,
     /// A record, encoded.
@@ -112,6 +123,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             admission: Admission::new(registers.geometry(), config.order_keys),
             checkpoints: Checkpoints::new(n),
             peers: Peers::new(me, n, config.exchange, now.mono),
+            recovery: registers.recovering().then(|| Recovery::new(me, n)),
             registers,
             body: Vec::new(),
             bytes: Vec::new(),
@@ -130,7 +142,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         this
     }
 
-    /// Takes in what happened. Only [`Input::PeerFrame`] can fail.
+    /// Takes in what happened. Only [`Input::PeerFrame`] and [`Input::Floor`] can fail.
     pub fn step(&mut self, now: Now, input: Input<'_>) -> Result<Turn, PeerFault> {
         match input {
             Input::Guest => return Ok(self.guest(now)),
@@ -145,21 +157,36 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             }
             Input::PeerFrame(peer, bytes) => return self.peer_frame(now, peer, bytes),
             Input::Tick => self.peers.announce(),
+            Input::Floor(server, floor) => {
+                self.raise(server, floor)?;
+                self.recover();
+            }
         }
         self.publish_hints(now);
-        Ok(Turn::default())
+        Ok(self.resumed())
     }
 
     /// The next frame for `peer` replaces what is in `out`; false if there is none now. The frame
     /// counts as sent: drop the link rather than the frame.
     pub fn next_frame(&mut self, peer: ServerId, out: &mut Vec<u8>) -> bool {
+        self.commit();
         out.clear();
         let held = |writer| (self.registers.first(writer), self.registers.copied(writer));
         let stable = self.checkpoints.stable().filter(|_| self.covers);
+        let unnamed = self.recovery.as_ref().is_some_and(Recovery::unnamed);
+        if unnamed && !self.peers.owes_lengths(peer) {
+            return false; // R6: nobody takes what comes from no incarnation.
+        }
         match self.peers.owed(peer, held, stable.map(|stable| &stable.cut[..])) {
             None => return false,
             Some(Owed::Lengths) => {
-                self.peers.encode_lengths(peer, &self.copied_all(), &self.full, out);
+                let (held, floors) = (self.copied_all(), self.floors());
+                let recovering = self.recovery.is_some();
+                let own = Own { held: &held, floors: &floors, recovering, unnamed };
+                // R6: as long as it takes nothing, all rings are as good as full.
+                let oriented = self.recovery.as_ref().is_none_or(Recovery::oriented);
+                let full: Vec<bool> = self.full.iter().map(|full| *full || !oriented).collect();
+                self.peers.encode_lengths(peer, &own, &full, out);
             }
             Some(Owed::Record(writer, seq)) => {
                 out.push(RECORD);
@@ -179,12 +206,32 @@ impl<R: WordsMut, W: Words> Host<R, W> {
 
     /// Whether the guest sleeps and must be rung, because something was published for it.
     pub fn must_ring(&mut self) -> bool {
+        self.commit();
         std::mem::take(&mut self.news) && self.registers.must_ring()
     }
 
     /// Whether the guest has written frames that this host could take.
     pub fn has_frames(&self) -> bool {
-        !self.full[self.me.index()] && self.registers.has_frames()
+        !self.waits() && self.registers.has_frames()
+    }
+
+    /// R6, durability `disk`: one sync for all that waits, before anything of it is exposed or sent.
+    fn commit(&mut self) {
+        if self.registers.commit() {
+            self.expose();
+            self.recover();
+        }
+    }
+
+    /// R7, R6: a frame that found no room finds none until a checkpoint is stable, and none is taken
+    /// for a stream whose end is not known.
+    fn waits(&self) -> bool {
+        self.full[self.me.index()] || self.recovery.is_some()
+    }
+
+    /// R6: for which hosts this one waits, one bit for each, if it recovers.
+    pub fn waits_for(&self) -> Option<u64> {
+        self.recovery.is_some().then(|| self.registers.header(read::WAITS))
     }
 
     /// The registers, to look at.
@@ -212,8 +259,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
     }
 
     fn guest(&mut self, now: Now) -> Turn {
-        if self.full[self.me.index()] {
-            // R7: a frame that found no room finds none until a checkpoint is stable.
+        if self.waits() {
             return Turn::default();
         }
         let mut bytes = 0;
@@ -224,7 +270,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             let (seq, drops) = match self.registers.take() {
                 Taken::Nothing => return Turn::default(),
                 Taken::Garbage => {
-                    let next = self.registers.copied(self.me).next();
+                    let next = self.registers.appended(self.me).next();
                     self.registers.notify_drop(next, DropReason::Framing, &[]);
                     self.news = true;
                     continue;
@@ -249,17 +295,23 @@ impl<R: WordsMut, W: Words> Host<R, W> {
 
     /// R1: admits the frame whose body was copied out, or drops it.
     fn frame(&mut self, now: Now, seq: Seq, drops: u64) -> Result<(), StreamFull> {
+        let mut seen = match broken(Canary::R4Stamp) {
+            false => self.registers.exposed_all(),
+            true => self.copied_all(),
+        };
+        let own = self.registers.appended(self.me);
+        seen[self.me.index()] = own.0;
         let moment = Moment {
             drops: self.registers.drops(),
-            seen: match broken(Canary::R4Stamp) {
-                false => self.registers.exposed_all(),
-                true => self.copied_all(),
-            },
+            seen,
             time: now.wall,
-            incarnation: self.registers.header(read::INCARNATION) as u32,
+            incarnation: self.registers.floor(self.me),
         };
         let frame = Frame { seq, drops, body: &self.body };
-        let exposed = |writer| self.registers.last_change(writer, self.registers.exposed(writer));
+        let exposed = |writer| {
+            let upto = if writer == self.me { own } else { self.registers.exposed(writer) };
+            self.registers.last_change(writer, upto)
+        };
         let changes = || ServerId::all(self.n).map(exposed).collect();
         match self.admission.admit(&frame, moment, changes) {
             Ok((mut record, counter)) => {
@@ -279,7 +331,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             Err(Refusal::Drop { reason, orders, bad_macs }) => {
                 self.registers.count(Counter::OrderMacFailed, bad_macs);
                 // What is lost begins at the place that is still free, whatever the frame said.
-                let next = self.registers.copied(self.me).next();
+                let next = self.registers.appended(self.me).next();
                 self.registers.notify_drop(next, reason, &orders);
             }
         }
@@ -290,11 +342,17 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         if !self.peers.is_up(peer) {
             return Ok(Turn::default());
         }
-        self.peers.heard(peer, now.mono);
+        let oriented = self.recovery.as_ref().is_none_or(Recovery::oriented);
+        let listens = oriented && self.peers.listens(peer, self.registers.floor(peer));
         let done = match PeerFrame::decode(bytes, self.n) {
             Ok(PeerFrame::Lengths(lengths)) => return self.lengths(now, peer, &lengths),
-            Ok(PeerFrame::Jump(jump)) => return self.jump(&jump),
-            Ok(PeerFrame::Record(bytes)) => self.record(bytes),
+            // R6: it may know of records that this host has promised to take from nobody.
+            Ok(_) if !listens => {
+                self.registers.count(Counter::EarlierIncarnation, 1);
+                return Ok(Turn::default());
+            }
+            Ok(PeerFrame::Jump(jump)) => return self.jump(now, peer, &jump),
+            Ok(PeerFrame::Record(bytes)) => self.record(now, peer, bytes),
             Err(error) => Err(error),
         };
         if done.is_err() {
@@ -304,24 +362,75 @@ impl<R: WordsMut, W: Words> Host<R, W> {
     }
 
     fn lengths(&mut self, now: Now, peer: ServerId, said: &Lengths) -> Result<Turn, PeerFault> {
-        let (theirs, ours) = (Seq(said.counts[self.me.index()]), self.registers.copied(self.me));
-        if theirs > ours {
-            return Err(PeerFault::Rollback { theirs, ours });
+        for (server, floor) in ServerId::all(self.n).zip(&said.floors) {
+            self.raise(server, *floor)?;
         }
-        self.peers.lengths(peer, said, self.copied_all(), now.mono);
-        Ok(Turn::default())
+        let (theirs, ours) = (Seq(said.counts[self.me.index()]), self.registers.copied(self.me));
+        match &mut self.recovery {
+            Some(recovery) => {
+                let before = recovery.oriented();
+                recovery.answer(peer, said);
+                if recovery.oriented() != before {
+                    self.peers.announce();
+                }
+            }
+            None if theirs > ours => return Err(PeerFault::Rollback { theirs, ours }),
+            None => {}
+        }
+        if self.peers.meet(peer, said, self.registers.floor(peer)) {
+            self.peers.heard(peer, now.mono);
+            self.peers.lengths(peer, said, self.copied_all(), now.mono);
+        }
+        self.recover();
+        Ok(self.resumed())
+    }
+
+    /// R6: adopts a floor that somebody has heard of, and tells everyone.
+    fn raise(&mut self, server: ServerId, floor: u32) -> Result<(), PeerFault> {
+        if floor <= self.registers.floor(server) {
+            return Ok(());
+        }
+        if server == self.me && self.recovery.is_none() {
+            return Err(PeerFault::Over { floor });
+        }
+        self.registers.set_floor(server, floor);
+        self.peers.announce();
+        Ok(())
+    }
+
+    /// R6: looks how far the recovery has come, if there is one.
+    fn recover(&mut self) {
+        let (floors, me) = (self.floors(), self.me);
+        let Some(recovery) = &mut self.recovery else { return };
+        let mut step =
+            || recovery.step(&floors, self.registers.copied(me), self.registers.exposed(me));
+        match step() {
+            Step::Wait(hosts) => self.registers.set_waits(hosts),
+            Step::Ask(incarnation) => {
+                self.registers.set_floor(me, incarnation);
+                self.peers.start_over();
+                self.recover();
+            }
+            Step::Done(incarnation) => {
+                self.registers.recovered(incarnation);
+                self.recovery = None;
+                self.peers.announce();
+                (self.resumed, self.news) = (true, true);
+            }
+        }
     }
 
     /// A record from a peer, whoever wrote it.
-    fn record(&mut self, bytes: &[u8]) -> Result<Turn, Malformed> {
+    fn record(&mut self, now: Now, peer: ServerId, bytes: &[u8]) -> Result<Turn, Malformed> {
         let record = Record::decode(bytes, self.n)?;
+        self.peers.heard(peer, now.mono);
         self.registers.count(Counter::RecordFramesReceived, 1);
         let (writer, seq) = (record.stamp.writer, record.stamp.seq);
-        let next = self.registers.copied(writer).next();
+        let next = self.registers.appended(writer).next();
         if seq < next {
             self.registers.count(Counter::RecordsDuplicate, 1);
-        } else if seq > next || writer == self.me {
-            // The own stream grows by admission alone.
+        } else if seq > next || (writer == self.me && self.recovery.is_none()) {
+            // The own stream grows by admission alone, once it is whole (R6).
             self.registers.count(Counter::RecordsOutOfOrder, 1);
         } else if let Err(full) = self.registers.append(&record, bytes) {
             // R7: it is gone; its sender is told, and sends it again when there is room.
@@ -332,15 +441,17 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             return Ok(Turn { more: false, full });
         } else {
             self.expose();
+            self.recover();
         }
         Ok(self.resumed())
     }
 
     /// Section 6: a peer has reclaimed what this host lacks, and says where it goes on.
-    fn jump(&mut self, jump: &Jump) -> Result<Turn, PeerFault> {
+    fn jump(&mut self, now: Now, peer: ServerId, jump: &Jump) -> Result<Turn, PeerFault> {
+        self.peers.heard(peer, now.mono);
         let cut = &jump.checkpoint.cut;
         let (theirs, ours) = (Seq(cut[self.me.index()]), self.registers.copied(self.me));
-        if theirs > ours {
+        if theirs > ours && self.recovery.is_none() {
             return Err(PeerFault::Rollback { theirs, ours });
         }
         let jumped = self.registers.jump(cut, &jump.changes);
@@ -355,6 +466,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             self.expose();
             self.reclaim();
         }
+        self.recover();
         Ok(self.resumed())
     }
 
@@ -366,7 +478,8 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             self.reclaim();
         }
         let (copied, exposed) = (self.registers.copied(self.me), self.registers.exposed(self.me));
-        assert_eq!(copied, exposed, "own records see nothing that is not exposed");
+        let whole = copied == exposed || self.recovery.is_some();
+        assert!(whole, "own records see nothing that is not exposed");
     }
 
     /// Section 6: what the last stable checkpoint covers may be reclaimed, so nobody waits for room
@@ -398,6 +511,10 @@ impl<R: WordsMut, W: Words> Host<R, W> {
 
     fn copied_all(&self) -> Box<[u64]> {
         ServerId::all(self.n).map(|writer| self.registers.copied(writer).0).collect()
+    }
+
+    fn floors(&self) -> Box<[u32]> {
+        ServerId::all(self.n).map(|server| self.registers.floor(server)).collect()
     }
 
     /// R8.

@@ -14,6 +14,7 @@
 //! | `admission` | R1 in one function: a frame becomes an admitted record, or is dropped |
 //! | `checkpoints` | section 6: which checkpoint is stable, so that what it covers may go |
 //! | `peers` | R5 and R8: what each peer has, and what it is owed |
+//! | `recovery` | R6: where the own stream ends, if its file does not say so |
 //! | [`agent`] | the process: one thread, one epoll loop around [`Host`] |
 //! | `net` | its links on the trusted network |
 //! | `files` | its register files, made or gone on with |
@@ -32,6 +33,7 @@ pub mod host;
 pub mod limits;
 mod net;
 mod peers;
+mod recovery;
 
 pub use agent::{AgentError, Options, run};
 pub use host::{Host, HostConfig, Input, Now, PeerFault, Turn};

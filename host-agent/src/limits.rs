@@ -30,3 +30,9 @@ pub const EVENTS_PER_TURN: usize = 128;
 pub const FULL_LOG_MS: u64 = 10_000;
 /// Refusals are logged at most so often.
 pub const REFUSAL_LOG_MS: u64 = 1_000;
+/// Largest incarnation of a host (R6): there is always one above it, and one that is even.
+pub const MAX_INCARNATION: u32 = u32::MAX - 3;
+/// How often a host that recovers says for whom it waits.
+pub const RECOVERY_LOG_MS: u64 = 5_000;
+/// How often an agent looks whether a server was retired.
+pub const RETIRED_LOOK_MS: u64 = 1_000;

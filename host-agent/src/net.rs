@@ -244,7 +244,9 @@ impl Net {
             log(Level::Info, &format!("link to host {id} up"));
         }
         match (fault, read, peer) {
-            (Some(fault @ PeerFault::Rollback { .. }), _, Some(id)) => return Err((id, fault)),
+            (Some(fault @ (PeerFault::Rollback { .. } | PeerFault::Over { .. })), _, Some(id)) => {
+                return Err((id, fault));
+            }
             (Some(fault), ..) => {
                 self.refused(token, &fault.to_string(), now, log);
                 self.close(token, &fault.to_string(), now, host, log);

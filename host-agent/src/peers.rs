@@ -8,7 +8,10 @@
 //!
 //! ```text
 //! LENGTHS  1 u8 | linked u32, one bit per host the sender is connected to
-//!               | full u32, one bit per stream of which it takes nothing | n x u64, its records
+//!               | full u32, one bit per stream of which it takes nothing
+//!               | recovering u8: 1 if it lacks records of its own stream, 2 if it is no
+//!               incarnation yet either (R6)
+//!               | n x (its records u64 | least incarnation that it listens to u32; of itself: its own)
 //! RECORD   2 u8 | a record
 //! JUMP     3 u8 | a stable checkpoint: term u64 | batch u64 | digest 32 u8
 //!               | n x (cut u64 | term + 1 of the last CHANGE at the cut u64, 0 for none)
@@ -21,6 +24,9 @@
 //! A peer whose ring is full refuses a record (R7) and says so: LENGTHS with the stream's bit mean
 //! that what was sent beyond them is lost, and that nothing more is taken until LENGTHS without it.
 //! A peer that lacks what is reclaimed here jumps (section 6).
+//!
+//! LENGTHS carry all of R6 too: see `recovery`. A connection begins with them, and nothing else that
+//! comes on it counts if they were those of an incarnation that is over.
 
 use shared_registers::canary::{Canary, broken};
 use shared_registers::codec::{Malformed, Put, Reader};
@@ -29,6 +35,8 @@ use shared_registers::ids::{Batch, Micros, Seq, ServerId, Term};
 use shared_registers::layout::LinkState;
 use shared_registers::limits::MAX_RECORDS;
 use shared_registers::record::Checkpoint;
+
+use crate::limits::MAX_INCARNATION;
 
 const LENGTHS: u8 = 1;
 /// First byte of a RECORD frame.
@@ -41,10 +49,28 @@ const ALL: u64 = u64::MAX;
 pub(crate) struct Lengths {
     /// Per stream, how many records it has.
     pub(crate) counts: Box<[u64]>,
+    /// R6: per host, the least incarnation that it listens to; its own one of itself.
+    pub(crate) floors: Box<[u32]>,
+    /// R6: it recovers.
+    pub(crate) recovering: bool,
+    /// R6: it is no incarnation yet.
+    pub(crate) unnamed: bool,
     /// One bit per host that it is connected to.
     linked: u32,
     /// One bit per stream of which it takes nothing, its ring being full.
     full: u32,
+}
+
+/// What this host says of itself.
+pub(crate) struct Own<'a> {
+    /// As [`Lengths::counts`].
+    pub(crate) held: &'a [u64],
+    /// As [`Lengths::floors`].
+    pub(crate) floors: &'a [u32],
+    /// As [`Lengths::recovering`].
+    pub(crate) recovering: bool,
+    /// As [`Lengths::unnamed`].
+    pub(crate) unnamed: bool,
 }
 
 /// Where a peer that lacks reclaimed records goes on.
@@ -95,13 +121,18 @@ impl<'a> PeerFrame<'a> {
         let mut from = Reader::new(bytes);
         match from.u8()? {
             LENGTHS => {
-                let (linked, full) = (from.u32()?, from.u32()?);
-                let counts = (0..n).map(|_| from.u64()).collect::<Result<_, _>>()?;
+                let (linked, full, recovering) = (from.u32()?, from.u32()?, from.u8()?);
+                let each = (0..n).map(|_| Ok((from.u64()?, from.u32()?)));
+                let (counts, floors): (Vec<u64>, Vec<u32>) =
+                    each.collect::<Result<Vec<_>, Malformed>>()?.into_iter().unzip();
                 from.end()?;
-                if (linked | full) >> n != 0 {
+                if (linked | full) >> n != 0 || recovering > 2 || !floors.iter().all(possible) {
                     return Err(Malformed);
                 }
-                Ok(PeerFrame::Lengths(Lengths { counts, linked, full }))
+                let (counts, floors) = (counts.into(), floors.into());
+                let (recovering, unnamed) = (recovering > 0, recovering > 1);
+                let lengths = Lengths { counts, floors, recovering, unnamed, linked, full };
+                Ok(PeerFrame::Lengths(lengths))
             }
             RECORD => Ok(PeerFrame::Record(&bytes[1..])),
             JUMP => {
@@ -112,6 +143,11 @@ impl<'a> PeerFrame<'a> {
             _ => Err(Malformed),
         }
     }
+}
+
+/// Whether there is a floor above this one for ever: so many incarnations no host has.
+fn possible(floor: &u32) -> bool {
+    *floor <= MAX_INCARNATION
 }
 
 /// What to send next.
@@ -146,6 +182,8 @@ struct Peer {
     /// One bit per stream of which it was refused a record since it was last sent LENGTHS: they
     /// must say so, though there may be room by then.
     refused: u32,
+    /// R6: which incarnation of it is at the other end of this connection, once it has said so.
+    incarnation: Option<u32>,
     session: Option<Session>,
 }
 
@@ -163,6 +201,7 @@ impl Peers {
             heard: now,
             owes_lengths: false,
             refused: 0,
+            incarnation: None,
             session: None,
         };
         Peers { me, exchange, peers: (0..n).map(peer).collect() }
@@ -170,13 +209,14 @@ impl Peers {
 
     pub(crate) fn up(&mut self, peer: ServerId, now: Micros) {
         let entry = &mut self.peers[peer.index()];
-        (entry.state, entry.heard, entry.session) = (LinkState::Up, now, None);
+        (entry.state, entry.heard) = (LinkState::Up, now);
+        (entry.incarnation, entry.session) = (None, None);
         self.announce();
     }
 
     pub(crate) fn down(&mut self, peer: ServerId) {
         let entry = &mut self.peers[peer.index()];
-        (entry.state, entry.session) = (LinkState::Lost, None);
+        (entry.state, entry.incarnation, entry.session) = (LinkState::Lost, None, None);
         self.announce();
     }
 
@@ -197,6 +237,30 @@ impl Peers {
 
     pub(crate) fn is_up(&self, peer: ServerId) -> bool {
         self.peers[peer.index()].state == LinkState::Up
+    }
+
+    /// R6: this host is another incarnation from now on: what it sent before was perhaps not taken.
+    pub(crate) fn start_over(&mut self) {
+        self.peers.iter_mut().for_each(|peer| peer.session = None);
+        self.announce();
+    }
+
+    /// R6: whether what comes from `peer` comes from an incarnation that is listened to.
+    pub(crate) fn listens(&self, peer: ServerId, floor: u32) -> bool {
+        self.peers[peer.index()].incarnation.is_some_and(|incarnation| incarnation >= floor)
+    }
+
+    /// R6: a peer said which incarnation it is, if any. Of one that is over nothing is taken, and it
+    /// is sent nothing but LENGTHS, which tell it so. Returns whether it is not over; of one that
+    /// has yet to find out which it is nothing is taken either.
+    pub(crate) fn meet(&mut self, peer: ServerId, said: &Lengths, floor: u32) -> bool {
+        let entry = &mut self.peers[peer.index()];
+        entry.incarnation = (!said.unnamed).then_some(said.floors[peer.index()]);
+        let over = entry.incarnation.is_some_and(|incarnation| incarnation < floor);
+        if over {
+            entry.session = None;
+        }
+        !over
     }
 
     pub(crate) fn heard(&mut self, peer: ServerId, now: Micros) {
@@ -232,8 +296,11 @@ impl Peers {
             let refused = lengths.full >> k & 1 == 1;
             session.has[k] = if refused { *count } else { session.has[k].max(*count) };
             let upto = &mut session.upto[k];
-            if k == peer.index() || (k != me && broken(Canary::R5ThirdParties)) {
-                continue; // It has all that there is.
+            if k == peer.index() {
+                // It has all that there is, unless it recovers (R6).
+                *upto = if lengths.recovering { ALL } else { 0 };
+            } else if k != me && broken(Canary::R5ThirdParties) {
+                continue;
             } else if k == me || lengths.linked >> k & 1 == 0 {
                 *upto = ALL;
             } else if judge {
@@ -246,6 +313,11 @@ impl Peers {
         if judge {
             (session.judged, session.held) = (now, held);
         }
+    }
+
+    /// Whether [`Self::owed`] begins with LENGTHS.
+    pub(crate) fn owes_lengths(&self, peer: ServerId) -> bool {
+        self.peers[peer.index()].owes_lengths
     }
 
     /// What this host owes `peer` next. Of each stream it has `held`: so many records were
@@ -287,15 +359,16 @@ impl Peers {
         None
     }
 
-    /// Writes the LENGTHS for `peer` of a host that has `held` and takes nothing of the streams
-    /// that are `full`. They count as sent.
+    /// Writes the LENGTHS for `peer` of a host that has `held`, listens to `floors`, and takes
+    /// nothing of the streams that are `full`. They count as sent.
     pub(crate) fn encode_lengths(
         &mut self,
         peer: ServerId,
-        held: &[u64],
+        own: &Own<'_>,
         full: &[bool],
         out: &mut Vec<u8>,
     ) {
+        let Own { held, floors, recovering, unnamed } = *own;
         let bits = |of: &dyn Fn(usize) -> bool| {
             (0..held.len()).filter(|k| of(*k)).fold(0, |bits, k| bits | 1_u32 << k)
         };
@@ -308,8 +381,10 @@ impl Peers {
         out.push(LENGTHS);
         out.put_u32(linked);
         out.put_u32(full | refused);
-        for count in held {
+        out.push(u8::from(recovering) + u8::from(unnamed));
+        for (count, floor) in held.iter().zip(floors) {
             out.put_u64(*count);
+            out.put_u32(*floor);
         }
     }
 }
@@ -345,7 +420,9 @@ mod tests {
         let mut peers = Peers::new(me, 3, Micros(10), Micros(0));
         peers.up(peer, Micros(0));
         let mut say = |count, full| {
-            let lengths = Lengths { counts: [count, 0, 0].into(), linked: 0b101, full };
+            let (counts, floors) = ([count, 0, 0].into(), [0; 3].into());
+            let (recovering, unnamed, linked) = (false, false, 0b101);
+            let lengths = Lengths { counts, floors, recovering, unnamed, linked, full };
             peers.lengths(peer, &lengths, [9, 0, 0].into(), Micros(0));
             let mut sent = Vec::new();
             while let Some(owed) = peers.owed(peer, |w| (Seq(0), Seq([9, 0, 0][w.index()])), None) {
@@ -369,7 +446,9 @@ mod tests {
             let (mut bits, held) = (Vec::new(), |_| (Seq(0), Seq(0)));
             while peers.owed(ServerId(1), held, None) == Some(Owed::Lengths) {
                 let mut out = Vec::new();
-                peers.encode_lengths(ServerId(1), &[0; 3], full, &mut out);
+                let (recovering, unnamed) = (false, false);
+                let own = Own { held: &[0; 3], floors: &[0; 3], recovering, unnamed };
+                peers.encode_lengths(ServerId(1), &own, full, &mut out);
                 match PeerFrame::decode(&out, 3) {
                     Ok(PeerFrame::Lengths(lengths)) => bits.push(lengths.full),
                     _ => panic!("not LENGTHS"),

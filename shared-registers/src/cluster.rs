@@ -8,12 +8,15 @@
 //! DIR/keys/client-0.key ...   order keys and reply keys of a client
 //! DIR/keys/operator.key       for `difato status`
 //! DIR/registers/0/read|write  the two register files of server 0
+//! DIR/registers/0/fresh       says that there were none yet
+//! DIR/retired.toml            servers that are gone for good, if there are any
 //! DIR/snapshots/0/            the snapshots of guest 0
 //! DIR/run/bell-0              its doorbell socket
 //! DIR/logs/                   one file per process
 //! ```
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -103,6 +106,19 @@ pub struct Limits {
     pub retain_messages: usize,
     /// How many bytes of payload it keeps for them.
     pub retain_bytes: usize,
+    /// What a host's records outlive before others see them (R6).
+    pub durability: Durability,
+}
+
+/// What a host's records outlive before others see them (R6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Its process. When the machine goes down, all other hosts are asked.
+    #[default]
+    Process,
+    /// Its machine: they are synced first.
+    Disk,
 }
 
 impl Default for Limits {
@@ -112,8 +128,9 @@ impl Default for Limits {
             ring_bytes: 64 << 20,
             write_ring_bytes: 1 << 24,
             window: 64,
-            retain_messages: 1_000_000,
+            retain_messages: 250_000,
             retain_bytes: 256 << 20,
+            durability: Durability::Process,
         }
     }
 }
@@ -331,6 +348,49 @@ fn name_key(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
+/// `retired.toml`: which servers an operator has retired (R6).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retired {
+    /// One table for each.
+    #[serde(default)]
+    pub retired: Vec<RetiredServer>,
+}
+
+/// `[[retired]]` of `retired.toml`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetiredServer {
+    /// Which server.
+    pub id: u16,
+    /// Its incarnations below this are over. Odd: no host ever is the incarnation of this number.
+    pub below: u32,
+}
+
+impl Retired {
+    /// Reads `DIR/retired.toml`; without one nobody is retired.
+    pub fn load(paths: &Paths) -> Result<Retired, ConfigError> {
+        let path = paths.retired();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => Ok(text),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+            Err(error) => Err(error.to_string()),
+        };
+        let parse = |text: String| toml::from_str(&text).map_err(|error| name_key(&text, &error));
+        let retired: Result<Retired, String> = text.and_then(parse);
+        let even = |retired: &Retired| retired.retired.iter().any(|r| r.below.is_multiple_of(2));
+        match retired {
+            Ok(retired) if !even(&retired) => Ok(retired),
+            Ok(_) => Err("a `below` in it is even".to_owned()),
+            Err(why) => Err(why),
+        }
+        .map_err(|why| {
+            let at = path.display();
+            ConfigError(format!("{at}: {why}; only `difato retire` should write it"))
+        })
+    }
+}
+
 /// Where things lie in a cluster's folder.
 #[derive(Clone, Debug)]
 pub struct Paths(PathBuf);
@@ -384,6 +444,17 @@ impl Paths {
     /// A server's read file.
     pub fn read_file(&self, id: ServerId) -> PathBuf {
         self.registers(id).join("read")
+    }
+
+    /// What says that a server has not had register files yet (R6): without it, and without them,
+    /// they were lost.
+    pub fn fresh(&self, id: ServerId) -> PathBuf {
+        self.registers(id).join("fresh")
+    }
+
+    /// The list of retired servers.
+    pub fn retired(&self) -> PathBuf {
+        self.0.join("retired.toml")
     }
 
     /// A server's write file.

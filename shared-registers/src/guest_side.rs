@@ -138,6 +138,19 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
         &self.geometry
     }
 
+    /// R6: which hosts the own host waits for while it recovers its streams, one bit for each; `None`
+    /// if it does not recover. While it does, all can be read that is exposed, and nothing written.
+    pub fn recovering(&self) -> Option<u64> {
+        let recovering = self.read.load(read::RECOVERING, Ordering::Acquire) != 0;
+        recovering.then(|| self.read.load(read::WAITS, Ordering::Relaxed))
+    }
+
+    /// Which incarnation of the own host writes (R6): what was read under another one is to be
+    /// read again.
+    pub fn incarnation(&self) -> u64 {
+        self.read.load(read::INCARNATION, Ordering::Acquire)
+    }
+
     /// Whether the host has taken every frame (P6). Meanwhile drops are adopted silently: they
     /// speak of an earlier guest's frames.
     pub fn drained(&mut self) -> bool {

@@ -3,13 +3,14 @@
 
 mod streams;
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 use crate::canary::{Canary, broken};
 use crate::ids::{Micros, Seq, ServerId};
 use crate::layout::{
-    DropReason, FRAME_HEADER_BYTES, FRAME_MAGIC, Geometry, LayoutError, LinkState, hint_word, read,
-    write,
+    DropReason, FRAME_HEADER_BYTES, FRAME_MAGIC, Geometry, HEADER_BYTES, LayoutError, LinkState,
+    floor_from_word, floor_to_word, floor_word, hint_word, read, write,
 };
 use crate::limits::MAX_ORDERS_PER_BATCH;
 use crate::words::{Doorbell, Words, WordsMut, padded};
@@ -55,6 +56,8 @@ pub enum Counter {
     Checkpoints,
     /// Times that this host jumped over records that were reclaimed elsewhere.
     Jumps,
+    /// Frames of a host's earlier incarnation, which nobody listens to any more (R6).
+    EarlierIncarnation,
     /// Frames dropped, by [`DropReason`]: this counter plus the reason.
     Dropped,
 }
@@ -119,6 +122,12 @@ pub enum ReopenError {
         /// Which record.
         seq: u64,
     },
+    /// A word of its header is damaged.
+    #[error("holds a damaged header")]
+    Header,
+    /// The host did not come to the end of recovering it.
+    #[error("was not recovered to the end")]
+    Recovering,
 }
 
 /// The host's side of its two files.
@@ -133,6 +142,10 @@ pub struct HostRegisters<R: WordsMut, W: Words> {
     drops: u64,
     bell: Doorbell,
     copy: Vec<u8>,
+    /// R6: what counts has been synced.
+    durable: bool,
+    /// Something was appended or promised since the last sync.
+    unsynced: Cell<bool>,
 }
 
 impl<R: WordsMut, W: Words> HostRegisters<R, W> {
@@ -150,15 +163,90 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         geometry.check_read(&read)?;
         geometry.check_write(&write)?;
         let mut this = Self::empty(geometry, read, write);
+        this.durable = this.header(read::DURABLE) == 1;
         this.consumed = this.read.load(read::CONSUMED, Ordering::Relaxed) & !7;
         // The guest goes by this word too.
         this.read.store(read::CONSUMED, this.consumed, Ordering::Relaxed);
         this.drops = this.read.load(read::DROPS, Ordering::Relaxed);
+        if this.recovering() {
+            return Err(ReopenError::Recovering);
+        }
+        let floors = ServerId::all(geometry.n).map(|server| this.whole_floor(server));
+        let floors = floors.collect::<Option<Vec<u32>>>().ok_or(ReopenError::Header)?;
+        if u64::from(floors[geometry.server.index()]) != this.header(read::INCARNATION) {
+            return Err(ReopenError::Header);
+        }
         for writer in ServerId::all(geometry.n) {
             this.scan(writer)?;
         }
         this.check_own_past()?;
         Ok(this)
+    }
+
+    /// R6: begins to recover: keeps of the read file what is intact, and formats it if nothing is.
+    /// Frames that wait in the write file are passed over: they were written for a stream that may
+    /// be lost. Both files must have the sizes that `geometry` says.
+    pub fn recover(geometry: Geometry, read: R, write: W) -> Result<Self, LayoutError> {
+        if geometry.check_read(&read).is_err() {
+            // No file of this name looks whole before it says that it is not.
+            read.clear(0, (HEADER_BYTES / 8) as usize);
+            read.store(read::RECOVERING, 1, Ordering::Relaxed);
+            geometry.format_read(&read);
+        }
+        geometry.check_read(&read)?;
+        geometry.check_write(&write)?;
+        let mut this = Self::empty(geometry, read, write);
+        // Before anything else changes: so a kill is followed by another recovery, and the guest is
+        // warned.
+        this.durable = this.header(read::DURABLE) == 1;
+        this.read.store(read::CLEAN, 0, Ordering::Relaxed);
+        this.read.store(read::RECOVERING, 1, Ordering::Relaxed);
+        let others = ((1 << geometry.n) - 1) ^ (1 << geometry.server.0);
+        this.set_waits(others);
+        this.read.fence();
+        let head = this.write.load(write::HEAD, Ordering::Acquire) & !7;
+        this.consumed = head;
+        this.read.store(read::CONSUMED, head, Ordering::Relaxed);
+        this.drops = this.read.load(read::DROPS, Ordering::Relaxed);
+        for server in ServerId::all(geometry.n) {
+            // A damaged one is learned again from the others.
+            this.set_floor(server, this.floor(server));
+            this.salvage(server);
+        }
+        Ok(this)
+    }
+
+    /// R6: whether this host recovers.
+    pub fn recovering(&self) -> bool {
+        self.header(read::RECOVERING) != 0
+    }
+
+    /// R6: which hosts it waits for then, one bit for each. For people.
+    pub fn set_waits(&self, hosts: u64) {
+        self.read.store(read::WAITS, hosts, Ordering::Release);
+    }
+
+    /// R6: the own stream is whole again, and goes on under this incarnation.
+    pub fn recovered(&self, incarnation: u32) {
+        self.set_waits(0);
+        self.read.store(read::INCARNATION, u64::from(incarnation), Ordering::Relaxed);
+        self.read.store(read::RECOVERING, 0, Ordering::Release);
+        self.unsynced.set(true);
+    }
+
+    /// R6: the least incarnation of `server` that is listened to. The own one's is this host's.
+    pub fn floor(&self, server: ServerId) -> u32 {
+        self.whole_floor(server).unwrap_or(0)
+    }
+
+    fn whole_floor(&self, server: ServerId) -> Option<u32> {
+        floor_from_word(self.read.load(floor_word(server), Ordering::Relaxed))
+    }
+
+    /// R6: stores it. It never falls.
+    pub fn set_floor(&self, server: ServerId, floor: u32) {
+        self.read.store(floor_word(server), floor_to_word(floor), Ordering::Relaxed);
+        self.unsynced.set(true);
     }
 
     fn empty(geometry: Geometry, read: R, write: W) -> Self {
@@ -174,7 +262,16 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
             drops: 0,
             bell,
             copy: Vec::new(),
+            durable: false,
+            unsynced: Cell::new(false),
         }
+    }
+
+    /// R6: from now on with durability `disk`, or not: then a record counts when it is synced. What
+    /// is in the file is synced already.
+    pub fn durable(self, durable: bool) -> Self {
+        self.set_header(read::DURABLE, u64::from(durable));
+        HostRegisters { durable, ..self }
     }
 
     /// Whose files, and their shape.
@@ -280,7 +377,10 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
 
     /// Stores such a word.
     pub fn set_header(&self, which: usize, value: u64) {
-        assert!((read::BOOT..=read::CLEAN).contains(&which), "not a word of recovery's");
+        assert!(
+            [read::BOOT, read::CLEAN, read::DURABLE].contains(&which),
+            "not a word of its caller's"
+        );
         self.read.store(which, value, Ordering::Relaxed);
     }
 

@@ -3,8 +3,7 @@
 //! **Read file** (the host writes, the guest reads): one header page, then one ring per server.
 //! **Write file** (the guest writes, the host reads): one header page, then one ring of frames. In
 //! a virtual machine both are devices whose size is a power of two, so both files are padded to one.
-//! The bells' words stand with whoever stores them. Words that recovery will need (incarnation,
-//! boot, clean) have their place from the start.
+//! The bells' words stand with whoever stores them.
 
 use std::sync::atomic::Ordering;
 
@@ -20,7 +19,7 @@ pub const READ_MAGIC: u64 = u64::from_le_bytes(*b"DifATo_R");
 /// `DifATo_W`: the first word of a write file.
 pub const WRITE_MAGIC: u64 = u64::from_le_bytes(*b"DifATo_W");
 /// Version of both layouts and of the record format.
-pub const VERSION: u64 = 3;
+pub const VERSION: u64 = 4;
 
 /// Words of the read file's header.
 pub mod read {
@@ -36,10 +35,17 @@ pub mod read {
     pub const CLUSTER: usize = 4;
     /// First eight bytes of the digest of the machine's boot id under which the file was written.
     pub const BOOT: usize = 8;
-    /// Which incarnation of the host writes (R6).
+    /// Which incarnation of the host writes (R6). For the guest: what it read under another one it
+    /// reads again.
     pub const INCARNATION: usize = 9;
     /// 1 after a clean shutdown.
     pub const CLEAN: usize = 10;
+    /// 1 while the host recovers its stream (R6): it takes no frame, and streams may grow shorter.
+    pub const RECOVERING: usize = 11;
+    /// One bit per host that it waits for then.
+    pub const WAITS: usize = 12;
+    /// 1 if records count only once they are synced (R6, durability `disk`).
+    pub const DURABLE: usize = 13;
     /// The host's bell word.
     pub const HOST_NAP: usize = 16;
     /// Bytes of the write file's ring that the host has consumed, since the beginning.
@@ -57,7 +63,10 @@ pub mod read {
     /// The host's counters: see [`crate::host_side::Counter`].
     pub const COUNTERS: usize = 64;
     /// Room for so many counters.
-    pub const COUNTERS_LEN: usize = 64;
+    pub const COUNTERS_LEN: usize = 32;
+    /// Per server: the least incarnation that is listened to (R6), and its complement above it, so
+    /// that a damaged word is known for one.
+    pub const FLOORS: usize = 96;
     /// Per server: R8's link state and silence, see [`crate::guest_side::HostHint`], and how far
     /// its stream may be reclaimed.
     pub const HINTS: usize = 128;
@@ -256,6 +265,9 @@ impl Geometry {
         for (i, word) in self.cluster_words().enumerate() {
             words.store(read::CLUSTER + i, word, Ordering::Relaxed);
         }
+        for server in ServerId::all(self.n) {
+            words.store(floor_word(server), floor_to_word(0), Ordering::Relaxed);
+        }
         words.store(read::MAGIC, READ_MAGIC, Ordering::Release);
     }
 
@@ -268,6 +280,11 @@ impl Geometry {
     /// Whether `words` is this server's read file.
     pub fn check_read<W: Words>(&self, words: &W) -> Result<(), LayoutError> {
         size(words, self.read_file_bytes())?;
+        self.check_header(words)
+    }
+
+    /// As [`Self::check_read`], of a file that has a header and may have any size.
+    pub fn check_header<W: Words>(&self, words: &W) -> Result<(), LayoutError> {
         if words.load(read::MAGIC, Ordering::Acquire) != READ_MAGIC {
             return Err(LayoutError::Magic);
         }
@@ -309,6 +326,21 @@ pub fn stream_word(writer: ServerId, which: usize) -> usize {
     read::STREAMS + writer.index() * read::STREAM_WORDS + which
 }
 
+/// The word of a server's floor.
+pub fn floor_word(server: ServerId) -> usize {
+    read::FLOORS + server.index()
+}
+
+/// A floor as [`read::FLOORS`] has it.
+pub fn floor_to_word(floor: u32) -> u64 {
+    u64::from(!floor) << 32 | u64::from(floor)
+}
+
+/// The floor in a word, if it is whole.
+pub fn floor_from_word(word: u64) -> Option<u32> {
+    Some(word as u32).filter(|floor| floor_to_word(*floor) == word)
+}
+
 /// The word of a server's hint.
 pub fn hint_word(server: ServerId, which: usize) -> usize {
     read::HINTS + server.index() * read::HINT_WORDS + which
@@ -316,4 +348,5 @@ pub fn hint_word(server: ServerId, which: usize) -> usize {
 
 const _: () = assert!(read::HINTS + MAX_SERVERS * read::HINT_WORDS <= read::STREAMS);
 const _: () = assert!(read::STREAMS + MAX_SERVERS * read::STREAM_WORDS <= 512);
-const _: () = assert!(read::COUNTERS + read::COUNTERS_LEN <= read::HINTS);
+const _: () = assert!(read::COUNTERS + read::COUNTERS_LEN <= read::FLOORS);
+const _: () = assert!(read::FLOORS + MAX_SERVERS <= read::HINTS);

@@ -20,6 +20,8 @@ pub const MAX_RING_BYTES: u64 = 1 << 36;
 pub const MAX_RECORDS: u64 = 1 << 62;
 /// The last place of a stream, in bytes since its beginning.
 pub const MAX_PLACE: u64 = 1 << 62;
+/// With durability `disk` a host reclaims one part in so many of a ring at a time.
+pub const RECLAIM_AHEAD: u64 = 16;
 /// Checkpoint claims of one writer that are counted at a time: the newest (section 6).
 pub const CLAIMS_HELD: usize = 16;
 /// Frames that a host takes from its guest before it looks at its peers again.

@@ -12,6 +12,10 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
+use nix::fcntl::{FallocateFlags, fallocate};
+
+/// Pages of a file that are made holes begin and end at multiples of this.
+const PAGE_BYTES: usize = 4096;
 
 /// Memory that can be loaded word by word.
 pub trait Words {
@@ -48,6 +52,14 @@ pub trait WordsMut: Words {
     /// stored to soon, if there is anything to ready (pages of a file, say). They may become zero.
     fn prefault(&self, start: usize, count: usize) {
         let _ = (start, count);
+    }
+    /// Has what was stored outlive the machine's memory, if there is anything that does.
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Makes `count` words from `start` on zero.
+    fn clear(&self, start: usize, count: usize) {
+        (start..start + count).for_each(|index| self.store(index, 0, Ordering::Relaxed));
     }
     /// Stores `bytes`, zero-padded to whole words, from word `start` on.
     fn copy_in(&self, start: usize, bytes: &[u8]) {
@@ -115,6 +127,12 @@ impl<W: WordsMut + ?Sized> WordsMut for std::sync::Arc<W> {
     }
     fn prefault(&self, start: usize, count: usize) {
         (**self).prefault(start, count);
+    }
+    fn sync(&self) -> io::Result<()> {
+        (**self).sync()
+    }
+    fn clear(&self, start: usize, count: usize) {
+        (**self).clear(start, count);
     }
 }
 
@@ -230,6 +248,19 @@ impl WordsMut for MappedReadWrite {
             word.store(u64::from_le_bytes(last), Ordering::Relaxed);
         }
     }
+    fn sync(&self) -> io::Result<()> {
+        self.1.sync_data()
+    }
+    fn clear(&self, start: usize, count: usize) {
+        // A sparse file's holes are zero already, and stay holes; a device has none.
+        let page = PAGE_BYTES / 8;
+        let (first, last) = (start.next_multiple_of(page), (start + count) / page * page);
+        let hole = first < last && punch(&self.1, first * 8, (last - first) * 8).is_ok();
+        let (before, after) = if hole { (first, last) } else { (start, start) };
+        for index in (start..before).chain(after..start + count) {
+            self.store(index, 0, Ordering::Relaxed);
+        }
+    }
     fn prefault(&self, start: usize, count: usize) {
         // Zeros written over a hole allocate its pages together; then they are mapped together.
         // Where that cannot be done they fault in one by one, when stored to.
@@ -244,6 +275,11 @@ impl WordsMut for MappedReadWrite {
         }
         let _ = self.0.map.advise_range(Advice::PopulateWrite, start * 8, count * 8);
     }
+}
+
+fn punch(file: &File, at: usize, bytes: usize) -> nix::Result<()> {
+    let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(file, how, at as i64, bytes as i64)
 }
 
 /// Where a ring lies in a file. Places in it are byte counts from the beginning of time, always
@@ -287,6 +323,14 @@ impl Ring {
             words.copy_out(self.base, ((padded - room) / 8) as usize, out);
         }
         out.truncate(start + len);
+    }
+
+    /// Makes all of it zero but the `bytes` bytes from place `at` on.
+    pub fn clear_but<W: WordsMut>(&self, words: &W, at: u64, bytes: u64) {
+        let (start, len) = (at + bytes, self.bytes - bytes);
+        let first = self.before_wrap(start).min(len);
+        words.clear(self.word(start), (first / 8) as usize);
+        words.clear(self.base, ((len - first) / 8) as usize);
     }
 
     /// Readies `bytes` bytes from place `at` on for a [`Self::put`]. Only in the ring's first lap:

@@ -15,6 +15,7 @@ mod demo;
 mod durable;
 mod failures;
 mod noise;
+mod recovery;
 mod rejoin;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the target `storm` uses the rest")]

@@ -100,7 +100,7 @@ fn as_a_process() {
     if kind == "guest" {
         let options = guest_replica::Options { dir, id: id as u16 };
         tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-        guest_replica::run_with(options, Box::new(Tally::default())).unwrap();
+        guest_replica::run_with(options, Tally::default).unwrap();
         return;
     }
     let log = Arc::new(Mutex::new(Log::create(Path::new(&variable("STORM_LOG")))));

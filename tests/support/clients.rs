@@ -14,6 +14,8 @@ use super::{Cluster, Folder, PATIENCE, until};
 
 /// Between two submissions of a [`Traffic`], so that it leaves the processors to others.
 const PAUSE: Duration = Duration::from_millis(1);
+/// Requests of a [`Caller::invoke_many`] in flight.
+const AT_ONCE: usize = 32;
 /// The clients that listen; the others are for sending.
 pub(crate) const LISTENERS: [u32; 2] = [2, 3];
 
@@ -38,6 +40,25 @@ impl Caller {
     pub(crate) fn invoke(&self, payload: impl Into<Vec<u8>>) -> Reply {
         let reply = self.runtime.block_on(self.client.invoke(payload.into()));
         reply.unwrap_or_else(|error| panic!("a request failed: {error}"))
+    }
+
+    /// Sends all, so many at a time; returns the order numbers.
+    pub(crate) fn invoke_many(&self, payloads: impl Iterator<Item = Vec<u8>>) -> Vec<u64> {
+        let all = async {
+            let (mut under_way, mut orders) = (VecDeque::new(), Vec::new());
+            for payload in payloads {
+                under_way.push_back(self.client.submit(payload).await?);
+                while under_way.len() >= AT_ONCE {
+                    let Some(oldest) = under_way.pop_front() else { break };
+                    orders.push(oldest.await?.order.0);
+                }
+            }
+            for pending in under_way {
+                orders.push(pending.await?.order.0);
+            }
+            Ok::<_, ClientError>(orders)
+        };
+        self.runtime.block_on(all).unwrap_or_else(|error| panic!("a request failed: {error}"))
     }
 
     /// Sends each, one after the other; returns the order numbers.

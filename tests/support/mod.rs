@@ -360,6 +360,13 @@ impl Cluster {
         assert!(status.success(), "{role:?} {id} stopped with {status}");
     }
 
+    /// Takes note of a process that ended by itself, with exit code 2.
+    pub(crate) fn reap(&mut self, role: Role, id: u16) {
+        let mut child = self.processes.remove(&(role, id)).expect("a process that was started");
+        until("a process ends", || child.try_wait().unwrap().is_some());
+        assert_eq!(child.wait().unwrap().code(), Some(2), "{role:?} {id}");
+    }
+
     /// Starts a process anew and waits until its server answers.
     pub(crate) fn restart(&mut self, role: Role, id: u16) {
         self.start(role, id);

@@ -11,6 +11,7 @@ use protocol::messages::{
     Body as Bytes, Delivery, OrderMessage, Refusal, Reply, Status, ToClient, ToGuest, ToServer,
     encode,
 };
+use protocol::reader::{Base, Mark, Start, WriterStart};
 use serde::Serialize;
 use shared_registers::cluster::{
     ClientKeys, Cluster, GuestKeys, HostKeys, OperatorKeys, PeerKey, ServerAddresses,
@@ -40,6 +41,9 @@ fn main() -> io::Result<()> {
     let words = words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
     frames.push([&[0, 3], &words[..]].concat());
     write("peer_frame", frames)?;
+    write("snapshot", snapshots())?;
+    // Asks; and answers, out of the old snapshot, out of the new one, altered.
+    write("fetch", vec![vec![0; 64], [[0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 2, 9]].concat().repeat(9)])?;
     write("cluster_toml", vec![print(&cluster())])?;
     write("key_file", key_files())
 }
@@ -72,7 +76,44 @@ fn to_server() -> Vec<Vec<u8>> {
         ToServer::Status,
     ];
     let mut seeds: Vec<_> = messages.iter().map(encode).collect();
-    seeds.push(encode(&ToGuest::Forward(order())));
+    let digest = Digest([5; 32]);
+    let to_guests = [
+        ToGuest::Forward(order()),
+        ToGuest::Fetch { digest, from: 8192 },
+        ToGuest::Piece { digest, from: 8192, total: 8197, bytes: b"hello"[..].into() },
+        ToGuest::Gone { digest },
+    ];
+    seeds.extend(to_guests.iter().map(encode));
+    seeds
+}
+
+/// Starts at a base and past it, with a part of each kind that holds nothing.
+fn snapshots() -> Vec<Vec<u8>> {
+    let mark = Mark { seq: Seq(4), chain: Digest([1; 32]), history: 9 };
+    let writer =
+        WriterStart { read: Seq(5), change: Some((Seq(3), Term(1))), vote: Some(Batch(5)) };
+    let mut start = Start {
+        term: Term(2),
+        opening: Seq(4),
+        base: Base { batch: Batch(5), parent: Some(Term(0)), chain: Digest([2; 32]) },
+        batch: (Batch(5), mark),
+        floor: (Batch(5), mark),
+        kept: Vec::new(),
+        next_dead: true,
+        writers: vec![writer; N],
+    };
+    let mut seeds = Vec::new();
+    for (batch, kept) in [(5, 0), (7, 1)] {
+        (start.batch.0, start.kept) = (Batch(batch), vec![mark; kept]);
+        let mut seed = Vec::new();
+        start.encode(&mut seed);
+        seed.extend([0_u64, 7, 0, 1].iter().flat_map(|word| word.to_le_bytes()));
+        seeds.push(seed.clone());
+        for kind in 0..3 {
+            seed.extend([kind, 4, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        seeds.push(seed);
+    }
     seeds
 }
 

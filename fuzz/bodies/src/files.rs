@@ -163,8 +163,8 @@ fn go_on(mut host: Host<Memory, Memory>, write: &Memory) {
     let now = Now::default();
     Word::Any(host.registers().geometry().limits.write_ring_bytes).poke(write, write::HEAD);
     host.step(now, Input::PeerUp(ServerId(1))).expect("only peers' frames fail");
-    let mut lengths = vec![1, 1, 0, 0, 0, 0, 0, 0, 0];
-    lengths.extend([0; 8 * N]);
+    let mut lengths = vec![1, 1];
+    lengths.extend([0; 8 + 12 * N]);
     let _ = host.step(now, Input::PeerFrame(ServerId(1), &lengths));
     let mut frame = Vec::new();
     for _ in 0..100 {

@@ -92,6 +92,7 @@ pub(crate) fn peer_frame(bytes: &[u8]) {
     world.link(1, true);
     world.link(2, true);
     world.lengths(1, 0, 0, [0; N]);
+    world.lengths(2, 0, 0, [0; N]);
     let mut frame = bytes.to_vec();
     if first & 1 == 1 && frame.len() > 9 && frame[0] == RECORD {
         let (len, crc) = (frame.len() as u32 - 1, crc32fast::hash(&frame[9..]));
@@ -211,7 +212,11 @@ impl World {
         let mut frame = vec![LENGTHS];
         frame.extend(u32::from(linked).to_le_bytes());
         frame.extend(u32::from(full).to_le_bytes());
-        counts.iter().for_each(|count| frame.extend(u64::from(*count).to_le_bytes()));
+        frame.push(0); // it does not recover
+        for count in counts {
+            frame.extend(u64::from(count).to_le_bytes());
+            frame.extend([0; 4]);
+        }
         self.peer_frame(peer, &frame);
     }
 
@@ -263,7 +268,7 @@ impl World {
                 return;
             }
             match frame.first() {
-                Some(&LENGTHS) => assert_eq!(frame.len(), 9 + 8 * N),
+                Some(&LENGTHS) => assert_eq!(frame.len(), 10 + 12 * N),
                 Some(&JUMP) => assert_eq!(frame.len(), 49 + 16 * N),
                 Some(&RECORD) => {
                     let record = Record::decode(&frame[1..], N).expect("a host sends records");

@@ -14,9 +14,10 @@
 //! | `host` | a host, by its guest, its peers' frames and restarts |
 //! | `replica` | two correct replicas over real hosts, by a third guest, clients and the network |
 //! | `session`, `listener` | a client's two sides, by the words of servers |
+//! | `snapshots` | what a replica starts from, and the transfer of it |
 //! | `drafts` | bodies and orders that are nearly right |
 //!
-//! The last five read their bytes as a sequence of acts (`arbitrary`), so that a fuzzer's small
+//! Those from `files` on, but `snapshot`, read their bytes as a sequence of acts (`arbitrary`), so that a fuzzer's small
 //! change to the bytes is a small change to the story.
 
 #![forbid(unsafe_code)]
@@ -29,6 +30,7 @@ mod host;
 mod listener;
 mod replica;
 mod session;
+mod snapshots;
 
 use arbitrary::{Arbitrary, Unstructured};
 
@@ -50,6 +52,8 @@ pub const TARGETS: &[Target] = &[
     ("replica", replica::run),
     ("client_session", session::run),
     ("listener", listener::run),
+    ("snapshot", snapshots::snapshot),
+    ("fetch", snapshots::fetch),
 ];
 
 /// Runs the target of this name.

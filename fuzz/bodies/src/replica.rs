@@ -111,8 +111,9 @@ pub(crate) fn run(bytes: &[u8]) {
     world.check_second_reading();
 }
 
-fn new_replica(me: usize) -> Replica {
-    let config = Config {
+/// What a replica of these stories is told.
+pub(crate) fn config(me: usize) -> Config {
+    Config {
         me: ServerId(me as u16),
         n: N,
         clients: CLIENTS,
@@ -126,8 +127,11 @@ fn new_replica(me: usize) -> Replica {
         host_down: Micros::from_ms(20),
         retain_messages: 10_000,
         retain_bytes: 1 << 24,
-    };
-    Replica::new(config, Box::new(Log))
+    }
+}
+
+fn new_replica(me: usize) -> Replica {
+    Replica::new(config(me), Box::new(Log))
 }
 
 impl Server {

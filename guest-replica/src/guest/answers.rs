@@ -14,7 +14,7 @@ use crate::connections::Message;
 use crate::limits::{MESSAGES_PER_TURN, PIECES_PER_TURN};
 use crate::net::Token;
 
-impl Guest {
+impl Guest<'_> {
     /// Handles what connections have sent: of each as much as is fair.
     pub(super) fn serve(&mut self) {
         let mut pieces = PIECES_PER_TURN;
@@ -36,6 +36,9 @@ impl Guest {
     fn handle(&mut self, token: Token, message: Message) {
         match message {
             Message::Status => self.answer_status(token),
+            // R6: what cannot be proposed is not taken; its sender sends it again.
+            Message::Guest(_, ToGuest::Forward(_)) | Message::Client(_, ToServer::Order(_))
+                if self.registers.reads_only() => {}
             Message::Guest(from, ToGuest::Forward(order)) => {
                 self.counters.forwards_received += 1;
                 self.step(Input::Forward(from, order));

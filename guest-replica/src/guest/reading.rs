@@ -15,7 +15,7 @@ use crate::catch_up::CatchUp;
 use crate::error::GuestError;
 use crate::limits::{OUTPUTS_HELD, RECORDS_PER_PASS, RECORDS_PER_TURN};
 
-impl Guest {
+impl Guest<'_> {
     /// Gives the core the records that are exposed, each after those that it refers to (V0).
     /// Returns whether there may be more.
     pub(super) fn read_records(&mut self) -> Result<bool, GuestError> {
@@ -47,6 +47,9 @@ impl Guest {
                 return Ok(false);
             }
             Next::Damaged => {
+                if self.registers.is_over() {
+                    return Ok(false); // R6: cut off. There will be no next turn.
+                }
                 let path = self.registers.read_path().to_owned();
                 return Err(GuestError::Damaged { path, writer });
             }
@@ -77,7 +80,8 @@ impl Guest {
         self.out.retain(|output| !matches!(output, Output::Write { .. }));
         self.registers.forget_frames();
         let now = self.clock.now();
-        let catch_up = CatchUp::new(&self.config, now, parts, stable, &mut self.registers.files);
+        let files = &mut self.registers.files;
+        let catch_up = CatchUp::new(&self.config, now, parts, stable, files);
         self.core = Core::CatchingUp(Box::new(catch_up));
     }
 

@@ -6,7 +6,7 @@ use shared_registers::ids::ServerId;
 use super::{Core, Guest};
 use crate::counters::list_host;
 
-impl Guest {
+impl Guest<'_> {
     pub(super) fn make_status(&self) -> Status {
         let mut status = match &self.core {
             Core::Replica { replica, at_work } => {
@@ -27,7 +27,8 @@ impl Guest {
         self.store.count(&mut counters);
         counters.list(&mut status.counters);
         status.counters.push(("connections".to_owned(), self.connections.len() as u64));
-        list_host(&files.counters(), files.stream_full(), &mut status.counters);
+        let waits_for = files.recovering().unwrap_or(0);
+        list_host(&files.counters(), files.stream_full(), waits_for, &mut status.counters);
         status
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Core, Guest};
 
-impl Guest {
+impl Guest<'_> {
     /// Hands out what is to be stored, and says what may go. Not on the way through old records,
     /// which is past one checkpoint after the other.
     pub(super) fn store(&mut self, unread: bool) {

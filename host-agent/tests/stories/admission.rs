@@ -171,9 +171,9 @@ fn a_change_that_is_here_and_hidden_allows_nothing() {
     assert_eq!(world.queues(0), [1, 1, 1]);
     dropped(&mut world, &change(1), DropReason::Change);
     world.send_all(1, 0);
-    assert_eq!(world.queues(0), [1, 0, 0]);
+    assert_eq!(world.queues(0), [1, 0, 1]);
     world.write(0, &change(1));
-    assert_eq!((world.copied(0, 0), world.queues(0)), (2, [2, 0, 0]));
+    assert_eq!((world.copied(0, 0), world.queues(0)), (2, [2, 0, 2]));
 }
 
 #[test]

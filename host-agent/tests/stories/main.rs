@@ -3,7 +3,9 @@
 mod admission;
 mod hostile;
 mod laps;
+mod power;
 mod processes;
 mod reclaiming;
+mod recovery;
 mod spreading;
 mod world;

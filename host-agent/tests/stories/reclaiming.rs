@@ -123,7 +123,7 @@ fn claims_of_f_broken_in_guests_reclaim_nothing() {
 }
 
 /// Laps of guest 0's ring, of which host `away` gets nothing. Returns the last stable cut.
-fn laps(world: &mut World, away: u16) -> Vec<u64> {
+pub(crate) fn laps(world: &mut World, away: u16) -> Vec<u64> {
     let mut cut = vec![];
     for batch in 1..=4 {
         fill(world);
@@ -206,6 +206,10 @@ fn a_jump_that_brings_nothing_new_changes_nothing_and_one_past_the_own_stream_st
     world.servers[0] = world.server(0);
     let (now, mut frame) = (world.now, vec![3]);
     world.connect(0, 1);
+    // LENGTHS that say nothing: whatever comes before them is not listened to (R6).
+    let mut lengths = vec![1];
+    lengths.extend([0; 9 + 12 * 5]);
+    world.host(0).step(now, Input::PeerFrame(ServerId(1), &lengths)).unwrap();
     frame.extend([0; 48]);
     for word in [9_u64, 0, 0, 0, 0, 0, 0, 0, 0, 0] {
         frame.extend(word.to_le_bytes());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use host_agent::{Host, HostConfig, Input, Now, Turn};
 use shared_registers::crypto::{ClusterId, Digest, MacKey, Secret};
@@ -12,9 +13,61 @@ use shared_registers::layout::{DropReason, Geometry, read};
 use shared_registers::limits::RegisterLimits;
 use shared_registers::order::{self, OrderView};
 use shared_registers::record::{Accept, Body, Change, Checkpoint, Propose, Reason, Record, Vote};
-use shared_registers::words::VecWords;
+use shared_registers::words::{VecWords, Words, WordsMut};
 
-pub(crate) type Memory = Arc<VecWords>;
+pub(crate) type Memory = Arc<Disk>;
+/// A file: what is in the machine's memory, and what is on its disk.
+pub(crate) struct Disk {
+    live: VecWords,
+    synced: VecWords,
+}
+
+/// Words of a page, which a disk writes whole.
+const PAGE: usize = 512;
+
+impl Disk {
+    fn new(words: usize) -> Disk {
+        Disk { live: VecWords::new(words), synced: VecWords::new(words) }
+    }
+
+    fn copy(from: &VecWords, to: &VecWords, page: usize) {
+        for i in page * PAGE..((page + 1) * PAGE).min(from.len()) {
+            to.store(i, from.load(i, Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    /// The power fails. Of what was not synced the system has written those pages that `written`
+    /// says.
+    pub(crate) fn power_failure(&self, mut written: impl FnMut() -> bool) {
+        for page in 0..self.live.len().div_ceil(PAGE) {
+            match written() {
+                true => Disk::copy(&self.live, &self.synced, page),
+                false => Disk::copy(&self.synced, &self.live, page),
+            }
+        }
+    }
+}
+
+impl Words for Disk {
+    fn len(&self) -> usize {
+        self.live.len()
+    }
+    fn load(&self, index: usize, order: Ordering) -> u64 {
+        self.live.load(index, order)
+    }
+}
+
+impl WordsMut for Disk {
+    fn store(&self, index: usize, value: u64, order: Ordering) {
+        self.live.store(index, value, order);
+    }
+    fn sync(&self) -> std::io::Result<()> {
+        (0..self.live.len().div_ceil(PAGE))
+            .for_each(|page| Disk::copy(&self.live, &self.synced, page));
+        Ok(())
+    }
+}
+
 pub(crate) type TestHost = Host<Memory, Memory>;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId([5; 32]);
@@ -80,6 +133,8 @@ pub(crate) struct Server {
 
 pub(crate) struct World {
     pub(crate) n: usize,
+    /// R6: records count when they are synced.
+    pub(crate) durable: bool,
     pub(crate) ring_bytes: u64,
     pub(crate) now: Now,
     pub(crate) servers: Vec<Server>,
@@ -95,7 +150,8 @@ impl World {
     /// As [`Self::apart`], with rings that may be smaller than a cluster's ever are.
     pub(crate) fn with_rings(n: usize, ring_bytes: u64) -> World {
         let now = Now { wall: Micros(1_700_000_000_000_000), mono: Micros(0) };
-        let mut world = World { n, ring_bytes, now, servers: vec![], links: BTreeSet::new() };
+        let (durable, servers, links) = (false, vec![], BTreeSet::new());
+        let mut world = World { n, durable, ring_bytes, now, servers, links };
         world.servers = (0..n as u16).map(|i| world.server(i)).collect();
         world
     }
@@ -134,10 +190,12 @@ impl World {
     /// A server with empty files.
     pub(crate) fn server(&self, i: u16) -> Server {
         let geometry = self.geometry(i);
-        let memory = |bytes: u64| Arc::new(VecWords::new(bytes as usize / 8));
+        let memory = |bytes: u64| Arc::new(Disk::new(bytes as usize / 8));
         let (read, write) =
             (memory(geometry.read_file_bytes()), memory(geometry.write_file_bytes()));
         let registers = HostRegisters::create(geometry, read.clone(), write.clone()).unwrap();
+        read.sync().unwrap();
+        let registers = registers.durable(self.durable);
         let host = Some(Host::new(World::config(i), registers, self.now));
         let guest = GuestRegisters::attach(geometry, read.clone(), write.clone()).unwrap();
         Server { host, guest, read, write, written: 0 }
@@ -230,8 +288,61 @@ impl World {
         let geometry = self.geometry(i);
         let Server { read, write, .. } = &self.servers[usize::from(i)];
         let registers = HostRegisters::reopen(geometry, read.clone(), write.clone()).unwrap();
+        read.sync().unwrap();
+        let registers = registers.durable(self.durable);
         let host = Host::new(World::config(i), registers, self.now);
         self.servers[usize::from(i)].host = Some(host);
+    }
+
+    /// It starts again and recovers, with what is intact of its files (R6).
+    pub(crate) fn recover(&mut self, i: u16) {
+        let geometry = self.geometry(i);
+        let Server { read, write, .. } = &self.servers[usize::from(i)];
+        let registers = HostRegisters::recover(geometry, read.clone(), write.clone()).unwrap();
+        read.sync().unwrap();
+        let registers = registers.durable(self.durable);
+        let host = Host::new(World::config(i), registers, self.now);
+        self.servers[usize::from(i)].host = Some(host);
+    }
+
+    /// Its files are gone; it starts again and recovers, with new ones (R6).
+    pub(crate) fn lose(&mut self, i: u16) {
+        self.servers[usize::from(i)] = self.server(i);
+        self.recover(i);
+    }
+
+    /// It starts with its files once more, though it has recovered elsewhere or was retired.
+    pub(crate) fn zombie(&mut self, i: u16, files: (Memory, Memory)) -> TestHost {
+        let registers = HostRegisters::reopen(self.geometry(i), files.0, files.1).unwrap();
+        Host::new(World::config(i), registers, self.now)
+    }
+
+    pub(crate) fn files(&self, i: u16) -> (Memory, Memory) {
+        let Server { read, write, .. } = &self.servers[usize::from(i)];
+        (read.clone(), write.clone())
+    }
+
+    /// Connects a host with all that are up.
+    pub(crate) fn join(&mut self, i: u16) {
+        for other in (0..self.n as u16).filter(|other| *other != i) {
+            if self.servers[usize::from(other)].host.is_some() {
+                self.connect(i, other);
+            }
+        }
+    }
+
+    /// For which hosts one waits, if it recovers.
+    pub(crate) fn waits(&mut self, i: u16) -> Option<Vec<u16>> {
+        let hosts = self.host(i).waits_for()?;
+        Some((0..self.n as u16).filter(|k| hosts >> k & 1 == 1).collect())
+    }
+
+    /// So many exchanges of lengths, and all that follows from them.
+    pub(crate) fn exchanges(&mut self, count: usize) {
+        for _ in 0..count {
+            self.tick();
+            self.settle();
+        }
     }
 
     /// One frame goes from `a` to `b`, if there is one.
@@ -314,7 +425,7 @@ impl World {
     pub(crate) fn consumed(&self, i: u16) -> u64 {
         use shared_registers::words::Words;
         let memory = &self.servers[usize::from(i)].read;
-        memory.load(read::CONSUMED, std::sync::atomic::Ordering::SeqCst)
+        memory.load(read::CONSUMED, Ordering::SeqCst)
     }
 }
 

@@ -21,8 +21,8 @@ use shared_registers::crypto::Digest;
 
 use super::{Application, Delivered};
 
-/// Buckets.
-const BUCKETS: usize = 4096;
+/// Buckets: so many that one change makes little anew, and so few that a manifest stays short.
+const BUCKETS: u16 = 1 << 14;
 /// Bytes of all keys and values together.
 const MAX_BYTES: usize = 1 << 30;
 /// What a key costs on top of its bytes and its value's: a bound on how many there are.
@@ -36,21 +36,16 @@ struct Bucket {
 }
 
 /// A table of keys and values.
+#[derive(Default)]
 pub struct KeyValue {
-    buckets: Vec<Bucket>,
+    /// Those that were ever used.
+    buckets: BTreeMap<u16, Bucket>,
     bytes: usize,
 }
 
-impl Default for KeyValue {
-    fn default() -> KeyValue {
-        let buckets = (0..BUCKETS).map(|_| Bucket::default()).collect();
-        KeyValue { buckets, bytes: 0 }
-    }
-}
-
-fn bucket_of(key: &[u8]) -> usize {
+fn bucket_of(key: &[u8]) -> u16 {
     let digest = Digest::of(&[key]);
-    usize::from(u16::from_le_bytes([digest.0[0], digest.0[1]])) % BUCKETS
+    u16::from_le_bytes([digest.0[0], digest.0[1]]) % BUCKETS
 }
 
 fn cost(key: &[u8], value: &[u8]) -> usize {
@@ -87,7 +82,7 @@ impl KeyValue {
         let what = from.u8()?;
         let len = usize::from(from.u16()?);
         let (key, value) = (from.bytes(len)?, from.bytes(from.left())?);
-        let bucket = &mut self.buckets[bucket_of(key)];
+        let bucket = self.buckets.entry(bucket_of(key)).or_default();
         let old = bucket.entries.get(key);
         Ok(match what {
             b'G' if value.is_empty() => match old {
@@ -141,7 +136,7 @@ impl Application for KeyValue {
 
     /// One chunk per bucket that is not empty.
     fn snapshot(&mut self) -> Vec<Bytes> {
-        let used = self.buckets.iter_mut().filter(|bucket| !bucket.entries.is_empty());
+        let used = self.buckets.values_mut().filter(|bucket| !bucket.entries.is_empty());
         used.map(Bucket::chunk).collect()
     }
 
@@ -153,7 +148,7 @@ impl Application for KeyValue {
                 let (key, value) = (from.u32()? as usize, from.u32()? as usize);
                 let (key, value) = (from.bytes(key)?, from.bytes(value)?);
                 table.bytes += cost(key, value);
-                let bucket = &mut table.buckets[bucket_of(key)];
+                let bucket = table.buckets.entry(bucket_of(key)).or_default();
                 if bucket.entries.insert(key.to_vec(), value.to_vec()).is_some() {
                     return Err(Malformed);
                 }
@@ -194,7 +189,7 @@ mod tests {
     #[test]
     fn a_snapshot_comes_back_and_shares_what_did_not_change() {
         let mut table = KeyValue::default();
-        for key in 0..20_000u32 {
+        for key in 0..40_000u32 {
             execute(&mut table, &KeyValue::put(&key.to_le_bytes(), &[7; 20]));
         }
         let before = table.snapshot();

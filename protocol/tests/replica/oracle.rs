@@ -298,7 +298,7 @@ fn examine(f: usize, seed: u64, tally: &mut Tally) -> Result<(), Difference> {
 fn s6_whoever_starts_from_a_snapshot_concludes_what_all_conclude() {
     let (from, worlds) = match std::env::var("ORACLE_SEED") {
         Ok(seed) => (seed.parse().expect("ORACLE_SEED is a number"), 1),
-        Err(_) => (0, std::env::var("ORACLE_WORLDS").map_or(150, |n| n.parse().expect("a number"))),
+        Err(_) => (0, std::env::var("ORACLE_WORLDS").map_or(500, |n| n.parse().expect("a number"))),
     };
     let mut tally = Tally::default();
     for seed in from..from + worlds {

@@ -11,6 +11,11 @@
 //! is found from the place of the first, which may be one that was reclaimed already; it says itself
 //! which it is. A jump is believed from its one store that puts the number of records reclaimed
 //! above the number of records here, and is then finished.
+//!
+//! **Durability `disk`** (R6): a record that was appended counts only once the file was synced
+//! ([`HostRegisters::commit`]); until then it is neither exposed nor sent. The words that count it are
+//! stored after that sync, so on disk they never count what is not there, and may lag behind by one
+//! sync: what is whole behind the last that they count is found again, and was admitted too.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -19,7 +24,9 @@ use super::{HostRegisters, ReopenError, StreamFull};
 use crate::canary::{Canary, broken};
 use crate::ids::{Seq, ServerId, Term};
 use crate::layout::{hint_word, read, stream_word};
-use crate::limits::{MAX_PLACE, MAX_RECORDS, READY_BYTES, READY_BYTES_IDLE, READY_STEP_BYTES};
+use crate::limits::{
+    MAX_PLACE, MAX_RECORDS, READY_BYTES, READY_BYTES_IDLE, READY_STEP_BYTES, RECLAIM_AHEAD,
+};
 use crate::record::{self, Body, Checkpoint, Record, Stamp};
 use crate::words::{Words, WordsMut, padded};
 
@@ -30,6 +37,8 @@ pub(super) struct Stream {
     places: VecDeque<u64>,
     first: u64,
     copied: u64,
+    /// Of these, those that count: all, unless some wait for a sync (R6).
+    counted: u64,
     exposed: u64,
     /// So many records the last stable checkpoint covers.
     stable: u64,
@@ -51,6 +60,7 @@ impl Stream {
             places: VecDeque::from([at]),
             first,
             copied: first,
+            counted: first,
             exposed: first,
             stable: first,
             changed,
@@ -117,59 +127,112 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
 
     /// Finds a stream again as an earlier run left it.
     pub(super) fn scan(&mut self, writer: ServerId) -> Result<(), ReopenError> {
-        let damaged = |seq| ReopenError::Damaged { writer, seq };
         let reclaimed = self.load(writer, read::FIRST_SEQ);
         let jumping = reclaimed > self.load(writer, read::COPIED_SEQ);
         if jumping && reclaimed <= MAX_RECORDS && self.load(writer, read::ARRIVING) != 0 {
             self.land(writer, reclaimed);
         }
         self.store(writer, read::ARRIVING, 0);
-        let (copied, exposed) =
-            (self.load(writer, read::COPIED_SEQ), self.load(writer, read::EXPOSED_SEQ));
-        let (first_at, end) =
-            (self.load(writer, read::FIRST_AT), self.load(writer, read::COPIED_AT));
-        let ring = self.geometry.stream_ring(writer);
-        let fits = end.checked_sub(first_at).is_some_and(|bytes| bytes <= ring.bytes);
-        if !fits || first_at % 8 != 0 || end > MAX_PLACE || copied.max(exposed) > MAX_RECORDS {
-            return Err(damaged(copied));
+        let exposed = self.load(writer, read::EXPOSED_SEQ);
+        match self.find(writer, exposed) {
+            (stream, None) if (stream.first..=stream.copied).contains(&exposed) => {
+                let copied = stream.copied;
+                self.settle(writer, Stream { exposed, ..stream });
+                if self.durable {
+                    self.keep(writer, copied);
+                }
+                Ok(())
+            }
+            (stream, seq) => {
+                Err(ReopenError::Damaged { writer, seq: seq.unwrap_or(stream.copied) })
+            }
         }
-        let changed = from_word(self.load(writer, read::CHANGED));
+    }
+
+    /// R6: keeps of a stream what is intact, from its first record on; none of it is exposed yet.
+    /// All else is made zero: bytes that once were a record must not be taken for one again, behind
+    /// what will be appended.
+    pub(super) fn salvage(&mut self, writer: ServerId) {
+        let (stream, _) = self.find(writer, 0);
+        let copied = stream.copied;
+        // In this order: whoever is killed between finds no more than is there.
+        self.settle(writer, Stream { exposed: stream.first, ..stream });
+        self.store(writer, read::ARRIVING, 0);
+        self.keep(writer, copied);
+    }
+
+    /// Counts so many records, and leaves nothing else in the ring.
+    fn keep(&self, writer: ServerId, copied: u64) {
+        self.store(writer, read::COPIED_SEQ, copied);
+        let (stream, ring) = (&self.streams[writer.index()], self.geometry.stream_ring(writer));
+        ring.clear_but(&self.read, stream.places[0], stream.end() - stream.places[0]);
+    }
+
+    /// What of a stream is in the ring, as far as it is whole, and the first record that is not.
+    /// Records past `exposed` wait for their causal past.
+    fn find(&self, writer: ServerId, exposed: u64) -> (Stream, Option<u64>) {
+        let word = |which| self.load(writer, which);
+        let (reclaimed, copied) = (word(read::FIRST_SEQ), word(read::COPIED_SEQ));
+        let (first_at, end) = (word(read::FIRST_AT), word(read::COPIED_AT));
+        let ring = self.geometry.stream_ring(writer);
+        let nothing = || (Stream::empty(0, 0, None), Some(copied));
+        let fits = end.checked_sub(first_at).is_some_and(|bytes| bytes <= ring.bytes);
+        if !fits || first_at % 8 != 0 || end > MAX_PLACE || copied > MAX_RECORDS {
+            return nothing();
+        }
+        let changed = from_word(word(read::CHANGED));
         let mut stream = Stream::empty(copied, first_at, changed);
         let mut bytes = Vec::new();
         if end > first_at {
             // One that is not counted was never admitted: then there is none.
             let first = self.whole(writer, first_at, end, &mut bytes);
-            let Some((record, _)) = first else { return Err(damaged(copied)) };
+            let Some((record, _)) = first else { return nothing() };
             let seq = record.stamp.seq.0;
             if seq != copied + 1 {
-                stream = Stream::empty(seq - 1, first_at, changed);
+                stream = Stream::empty(seq.saturating_sub(1), first_at, changed);
             }
         }
-        if stream.first > reclaimed || reclaimed > exposed || exposed > copied {
-            return Err(damaged(copied));
+        if stream.first > reclaimed || reclaimed > copied {
+            return nothing();
         }
-        while stream.copied < copied {
+        // What is not counted counts if it waited for a sync.
+        let end = if self.durable { first_at + ring.bytes } else { end };
+        let mut damaged = None;
+        while stream.copied < copied || self.durable {
             let (seq, at) = (stream.copied + 1, stream.end());
             let (record, behind) = match self.whole(writer, at, end, &mut bytes) {
                 Some(whole) if whole.0.stamp.seq.0 == seq => whole,
-                _ => return Err(damaged(seq)),
+                _ => {
+                    damaged = (seq <= copied).then_some(seq);
+                    break;
+                }
             };
             stream.push(&record, behind);
-            if seq > exposed {
+            if seq > exposed.max(reclaimed) {
                 stream.waiting.push_back(record.stamp.seen);
             }
         }
-        stream.exposed = exposed;
+        if stream.copied < reclaimed {
+            return nothing();
+        }
         while stream.first < reclaimed {
             stream.pop();
         }
         stream.stable = reclaimed;
-        self.store(writer, read::COPIED_AT, stream.end());
-        self.store(writer, read::EXPOSED_AT, stream.place(exposed + 1));
+        stream.counted = stream.copied;
+        (stream, damaged)
+    }
+
+    /// A stream that was found is what the host goes on with.
+    fn settle(&mut self, writer: ServerId, stream: Stream) {
+        let (end, exposed) = (stream.end(), stream.exposed);
+        let exposed_at = stream.place(exposed + 1);
         self.streams[writer.index()] = stream;
+        self.store(writer, read::EXPOSED_SEQ, exposed);
+        self.store(writer, read::COPIED_AT, end);
+        self.store(writer, read::EXPOSED_AT, exposed_at);
         self.show_first(writer);
         self.show_stable(writer);
-        Ok(())
     }
 
     /// The record of `writer` at place `at`, and the place behind it, if it is whole and ends at
@@ -213,9 +276,43 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         Seq(self.streams[writer.index()].first)
     }
 
-    /// Records of `writer` that are here, or were.
+    /// Records of `writer` that are here, or were, and count.
     pub fn copied(&self, writer: ServerId) -> Seq {
+        Seq(self.streams[writer.index()].counted)
+    }
+
+    /// Records of `writer` that were appended, those included that wait for a sync (R6).
+    pub fn appended(&self, writer: ServerId) -> Seq {
         Seq(self.streams[writer.index()].copied)
+    }
+
+    /// R6, durability `disk`: syncs what was appended or promised since the last time, if anything
+    /// was; then it counts. Returns whether it did.
+    ///
+    /// # Panics
+    ///
+    /// If the file cannot be synced: what others would rely on from now on may be lost.
+    pub fn commit(&mut self) -> bool {
+        if !self.durable || !self.unsynced.replace(false) {
+            return false;
+        }
+        self.must_sync();
+        ServerId::all(self.geometry.n).for_each(|writer| self.count_appended(writer));
+        true
+    }
+
+    fn must_sync(&self) {
+        self.read.sync().expect("the read file can be synced to its disk");
+    }
+
+    fn count_appended(&mut self, writer: ServerId) {
+        let stream = &mut self.streams[writer.index()];
+        if stream.counted < stream.copied {
+            stream.counted = stream.copied;
+            let (seq, end) = (stream.counted, stream.end());
+            self.store(writer, read::COPIED_AT, end);
+            self.store(writer, read::COPIED_SEQ, seq);
+        }
     }
 
     /// Records of `writer` that the guest may see, or could have seen.
@@ -260,9 +357,10 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         let stream = &mut self.streams[writer.index()];
         stream.push(record, at + len);
         stream.waiting.push_back(record.stamp.seen.clone());
-        let (seq, end) = (stream.copied, at + len);
-        self.store(writer, read::COPIED_AT, end);
-        self.store(writer, read::COPIED_SEQ, seq);
+        self.unsynced.set(true);
+        if !self.durable {
+            self.count_appended(writer);
+        }
         Ok(())
     }
 
@@ -279,11 +377,21 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         if end - stream.place(stream.stable + 1) > ring.bytes {
             return false; // R7
         }
-        while end - stream.places[0] > ring.bytes {
+        // R6: what is overwritten must not be what the words on disk speak of. That takes a sync,
+        // so it is made to last.
+        let ahead = if self.durable { ring.bytes / RECLAIM_AHEAD } else { 0 };
+        let wanted = |stream: &Stream| {
+            let used = end - stream.places[0];
+            used > ring.bytes || (used + ahead > ring.bytes && stream.first < stream.stable)
+        };
+        while wanted(stream) {
             stream.pop();
         }
         self.show_first(writer);
         self.read.fence();
+        if self.durable {
+            self.must_sync();
+        }
         true
     }
 
@@ -313,14 +421,16 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
 
     /// Section 6: jumps, in every stream that is not so far, to `cut`, which is causally closed:
     /// the records before it are gone everywhere. `changed` says of each stream what
-    /// [`Self::last_change`] is there. The own stream stays: nobody else adds to it. Returns
-    /// whether any stream jumped. [`Self::expose`] must follow.
+    /// [`Self::last_change`] is there. The own stream stays, unless this host recovers (R6): nobody
+    /// else adds to it. Returns whether any stream jumped. [`Self::expose`] must follow.
     pub fn jump(&mut self, cut: &[u64], changed: &[Option<Term>]) -> bool {
         let mut any = false;
+        self.commit();
         for (writer, (cut, changed)) in ServerId::all(self.geometry.n).zip(cut.iter().zip(changed))
         {
             let stream = &self.streams[writer.index()];
-            if stream.copied >= *cut || writer == self.geometry.server {
+            let own = writer == self.geometry.server && !self.recovering();
+            if stream.copied >= *cut || own {
                 continue;
             }
             assert!(*cut <= MAX_RECORDS, "a peer's word is checked before it comes here");
@@ -333,6 +443,9 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
             self.streams[writer.index()] = Stream { ready, ..Stream::empty(*cut, end, changed) };
             self.show_stable(writer);
             any = true;
+        }
+        if any && self.durable {
+            self.must_sync(); // As where room is made.
         }
         any
     }
@@ -379,7 +492,8 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
     }
 
     fn exposable(&self, writer: ServerId) -> bool {
-        let waiting = self.streams[writer.index()].waiting.front();
+        let stream = &self.streams[writer.index()];
+        let waiting = stream.waiting.front().filter(|_| stream.exposed < stream.counted);
         waiting.is_some_and(|seen| {
             let shown = |(seen, stream): (&u64, &Stream)| *seen <= stream.exposed;
             broken(Canary::R4Exposure) || seen.iter().zip(&self.streams).all(shown)

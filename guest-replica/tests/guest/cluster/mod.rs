@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -169,6 +169,16 @@ impl Cluster {
         self.guests[id] = Some((stop, thread));
     }
 
+    /// The folder in which a guest keeps snapshots.
+    fn stored(&self, id: usize) -> PathBuf {
+        self.dir.path().join("snapshots").join(id.to_string())
+    }
+
+    /// A guest begins on a fresh machine, with an empty disk.
+    pub(crate) fn wipe_guest(&self, id: usize) {
+        let _ = fs::remove_dir_all(self.stored(id));
+    }
+
     /// Starts a guest as a process of its own, which can be made to stand still.
     pub(crate) fn start_child(&mut self, id: usize) {
         let child = Command::new(std::env::current_exe().unwrap())
@@ -193,17 +203,6 @@ impl Cluster {
     pub(crate) fn stop_guest(&mut self, id: usize) -> Result<(), GuestError> {
         let Some((stop, thread)) = self.guests[id].take() else { return Ok(()) };
         drop(stop);
-        thread.join().unwrap()
-    }
-
-    /// How a guest ends by itself.
-    pub(crate) fn await_end(&mut self, id: usize) -> Result<(), GuestError> {
-        let (_stop, thread) = self.guests[id].take().unwrap();
-        let until = Instant::now() + PATIENCE;
-        while !thread.is_finished() {
-            assert!(Instant::now() < until, "guest {id} does not end");
-            thread::yield_now();
-        }
         thread.join().unwrap()
     }
 
