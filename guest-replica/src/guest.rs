@@ -199,7 +199,9 @@ impl Core {
 
     fn next_deadline(&self) -> Option<Micros> {
         match self {
-            Core::Replica { replica, .. } => replica.next_deadline(),
+            Core::Replica { replica, at_work: true } => replica.next_deadline(),
+            // It cannot act on what is due: whatever it waits for is looked for at every nap's end.
+            Core::Replica { .. } => None,
             Core::CatchingUp(catch_up) => catch_up.next_deadline(),
         }
     }
@@ -301,7 +303,8 @@ impl Guest<'_> {
             Core::CatchingUp(_) => self.catch_up()?,
             Core::Replica { .. } => self.read_records()?,
         };
-        if !unread && drained {
+        // R6: a host that recovers takes none, and its guest reads only.
+        if !unread && (drained || self.registers.reads_only()) {
             self.begin_work();
         }
         self.act(rung);

@@ -55,7 +55,7 @@ impl Setup {
 
     /// Opens this guest's own store of snapshots.
     pub(crate) fn store(&self) -> Result<Store, GuestError> {
-        // A claim promises what the hosts promise: to outlive crashes of processes, or of machines.
+        // Snapshots stand for records that are gone, and outlive what those would have.
         let sync = self.cluster.limits.durability == Durability::Disk;
         Store::open(self.paths.snapshots(self.me), self.cluster.n(), sync)
     }
