@@ -109,8 +109,6 @@ canaries! {
     S6Cut,
     /// Section 6: `f` equal claims make a checkpoint stable.
     S6Quorum,
-    /// Section 6: a claim counts whatever its record has seen.
-    S6Seen,
     /// Section 6: a snapshot leaves out the writers' last CHANGEs.
     S6LastChange,
     /// Section 6: a snapshot leaves out that the next term is dead.

@@ -300,7 +300,10 @@ pub fn deceive(rng: &mut ChaCha8Rng, guests: &mut [Option<Vec<Strategy>>]) {
             strategies.extend(always([Deed::Claim(claim)]));
         }
         if rng.random_bool(0.8) {
-            strategies.extend(always([Deed::Source(pick(rng, &SOURCE_LIES))]));
+            // What is almost right has most to get past.
+            let altered = rng.random_bool(0.4);
+            let lie = if altered { SourceLie::Altered } else { pick(rng, &SOURCE_LIES) };
+            strategies.extend(always([Deed::Source(lie)]));
         }
     }
 }
