@@ -1,5 +1,5 @@
 //! The two files as a host uses them: it takes frames out of the write file, and keeps the streams
-//! in the read file ([`streams`]). What may enter a stream is `host-agent`'s business.
+//! in the read file (`streams`). What may enter a stream is `host-agent`'s business.
 
 mod streams;
 
