@@ -109,7 +109,7 @@ fn a_guest_whose_records_were_reclaimed_comes_back_by_a_snapshot_and_is_needed()
     cluster.assert_all_run();
 }
 
-/// Nobody is left who has the snapshot in memory; each has saved it.
+/// Nobody is left who has the snapshot in memory; each has stored it.
 #[test]
 fn a_cluster_that_was_stopped_whole_goes_on_after_records_were_reclaimed() {
     let tight = Builder::new().application("kv").set("ring_bytes", 2 << 20);

@@ -207,7 +207,7 @@ fn when_all_guests_stopped_they_start_from_what_they_stored() {
 
 /// How fast it is, with a state of so many MiB: `DIFATO_STATE_MIB`, 200 if it is not set.
 #[test]
-#[ignore = "slow"]
+#[ignore = "measures, and takes a minute: docs/testing.md says how it is run"]
 fn a_large_state_is_transferred() {
     let mib = std::env::var("DIFATO_STATE_MIB").map_or(200, |text| text.parse().unwrap());
     let shape = Shape { ring_bytes: 16 << 20, ..Shape::TIGHT };
