@@ -10,7 +10,8 @@ use nix::unistd::Pid;
 use shared_registers::ids::ServerId;
 use shared_registers::layout::{read, stream_word};
 
-use crate::support::clients::{Caller, one_order};
+use crate::rejoin::assert_needed;
+use crate::support::clients::Caller;
 use crate::support::command::{Running, Said, children_of, difato, runs};
 use crate::support::permit::Permit;
 use crate::support::{Builder, Cluster, Folder, Role, path, until};
@@ -59,17 +60,7 @@ fn comes_back(guest_lives: bool, harm: impl FnOnce(&Cluster), says: &str) {
     if !guest_lives {
         cluster.restart(Role::Guest, victim);
     }
-    // One more guest is killed, so that its vote is needed.
-    cluster.await_delivered(victim, 40);
-    cluster.kill(Role::Guest, 2);
-    orders.extend(caller.invoke_all("after", 20));
-    cluster.await_delivered(victim, 60);
-    assert!(orders.iter().copied().eq(1..=60), "{orders:?}");
-    let order = one_order(&cluster.folder, 60);
-    let wanted = ["before", "meanwhile", "after"].iter();
-    let wanted = wanted.flat_map(|name| (0..20).map(move |i| format!("{name} {i}").into_bytes()));
-    assert!(order.into_iter().map(|message| message.payload).eq(wanted));
-    cluster.assert_all_run();
+    assert_needed(cluster, &caller, victim, &mut orders);
 }
 
 #[test]

@@ -6,7 +6,12 @@ use crate::support::clients::{Caller, one_order};
 use crate::support::{Builder, Cluster, Role};
 
 /// One more guest is killed, so that whoever rejoined is needed; then the order goes on.
-fn assert_needed(mut cluster: Cluster, caller: &Caller, rejoined: u16, orders: &mut Vec<u64>) {
+pub(crate) fn assert_needed(
+    mut cluster: Cluster,
+    caller: &Caller,
+    rejoined: u16,
+    orders: &mut Vec<u64>,
+) {
     cluster.await_delivered(rejoined, *orders.last().unwrap());
     let other = cluster.ids().find(|id| ![rejoined, cluster.sequencer()].contains(id)).unwrap();
     cluster.kill(Role::Guest, other);
