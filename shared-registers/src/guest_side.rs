@@ -168,10 +168,16 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
         }
         let len = loop {
             let exposed = self.word(writer, read::EXPOSED_AT, Ordering::Acquire);
-            let waiting = exposed.wrapping_sub(at);
+            // Places only rise, and so does `at`. Behind what is exposed, it is where a jump that is
+            // not finished will go on.
+            let waiting = exposed.saturating_sub(at);
             if waiting == 0 {
                 self.cursors[writer.index()].at = at;
-                return if self.overtaken(writer) { self.lose(writer) } else { Next::Nothing };
+                if self.overtaken(writer) {
+                    return self.lose(writer);
+                }
+                let placed = at <= self.word(writer, read::COPIED_AT, Ordering::Relaxed);
+                return if placed { Next::Nothing } else { Next::Damaged };
             }
             let len = (ring.get_word(&self.read, at) & 0xffff_ffff) as usize;
             let seq = ring.get_word(&self.read, at.wrapping_add(8));
@@ -195,7 +201,7 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
             if seq >= wanted {
                 break len;
             }
-            at = at.wrapping_add(padded(len));
+            at += padded(len);
         };
         let record = match Record::decode(&self.copy, self.geometry.n) {
             Ok(record) if record.stamp.writer == writer => record,
@@ -366,7 +372,7 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
     pub fn has_news(&self) -> bool {
         let news = |(writer, cursor): (ServerId, &Cursor)| {
             let exposed = self.word(writer, read::EXPOSED_AT, Ordering::Acquire);
-            !cursor.lost && (exposed != cursor.at || self.overtaken(writer))
+            !cursor.lost && (exposed > cursor.at || self.overtaken(writer))
         };
         self.read.load(read::DROPS, Ordering::Acquire) != self.drops
             || ServerId::all(self.geometry.n).zip(&self.cursors).any(news)

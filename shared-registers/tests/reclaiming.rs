@@ -193,6 +193,14 @@ fn killed_everywhere(
             let lost = read(guest, OTHER, next);
             assert!(!lost || *next <= after.0, "record {next} is here");
         }
+        // Also for one that begins only now, with record 1 or with whichever is the first.
+        let mut late = files.guest();
+        let lost = read(&mut late, OTHER, &mut 1);
+        assert!(!lost || late.first(OTHER).0 > 0, "record 1 is here");
+        late.rewind(OTHER);
+        if let Next::Damaged = late.next(OTHER) {
+            panic!("no record is damaged");
+        }
         let mut host = files.reopen();
         let found = state(&host, OTHER);
         let known = found == before || found == after || between(found);
