@@ -17,6 +17,7 @@ mod failures;
 mod noise;
 mod recovery;
 mod rejoin;
+mod soak;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the target `storm` uses the rest")]
 mod support;
