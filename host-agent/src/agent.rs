@@ -26,8 +26,8 @@ use shared_registers::ids::{Micros, Seq, ServerId};
 use crate::files;
 use crate::host::{Host, HostConfig, Input, Now, PeerFault};
 use crate::limits::{
-    BELL_BYTES, EVENTS_PER_TURN, FULL_LOG_MS, IDLE_MS, LINK_DEAD_HEARTBEATS, LINK_DEAD_MS,
-    MAX_INCARNATION, RECOVERY_LOG_MS, RETIRED_LOOK_MS,
+    BELL_BYTES, EVENTS_PER_TURN, FULL_LOG_MS, LINK_DEAD_HEARTBEATS, LINK_DEAD_MS, MAX_INCARNATION,
+    RECOVERY_LOG_MS, RETIRED_LOOK_MS,
 };
 use crate::net::{FIRST_TOKEN, Level, Log, MappedHost, Net, NetConfig};
 
@@ -210,7 +210,6 @@ pub fn run(options: &Options, log: &mut dyn FnMut(Level, &str)) -> Result<(), Ag
         start,
         exchange,
         tick_at: Micros(0),
-        idle: false,
         full_logged: None,
         recovery: Recovery::default(),
         retired_at: Micros(0),
@@ -341,8 +340,6 @@ struct Agent {
     start: Instant,
     exchange: Micros,
     tick_at: Micros,
-    /// Nothing happened during the last wait.
-    idle: bool,
     /// When a full ring was logged last.
     full_logged: Option<Micros>,
     recovery: Recovery,
@@ -397,15 +394,12 @@ impl Agent {
 
     /// Waits for events, unless there is work; returns how many there are.
     fn sleep(&mut self, events: &mut [EpollEvent], more: bool) -> Result<usize, AgentError> {
-        let mut unready = false;
         if !more {
-            unready = self.host.registers_mut().prefault(std::mem::take(&mut self.idle));
             // The guest rings only those who say that they sleep: so look once more after that.
             self.host.registers_mut().doze();
         }
         let next = self.tick_at.min(self.net.next_deadline());
         let wait = next.since(now(self.start).mono).0.div_ceil(1000);
-        let wait = if unready { wait.min(IDLE_MS) } else { wait };
         let wait = i32::try_from(wait).unwrap_or(i32::MAX);
         let wait = if more || self.host.has_frames() { 0 } else { wait };
         let timeout = EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::ZERO);
@@ -414,7 +408,6 @@ impl Agent {
             Err(Errno::EINTR) => 0,
             Err(error) => return Err(system("epoll")(error)),
         };
-        self.idle = count == 0 && wait > 0;
         self.host.registers_mut().wake();
         Ok(count)
     }

@@ -88,6 +88,7 @@ pub(crate) fn open(
         Err(wrong) => recover(&read, geometry, write()?, boot, wrong)?,
     };
     opened.registers = opened.registers.durable(durable);
+    opened.registers.populate();
     match fs::remove_file(&fresh) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(AgentError::file(&fresh)(error))

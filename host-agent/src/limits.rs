@@ -20,8 +20,6 @@ pub const LINK_DEAD_HEARTBEATS: u64 = 20;
 pub const LINK_DEAD_MS: u64 = 3_000;
 /// Bytes that one read takes from a socket.
 pub const READ_BYTES: usize = 1 << 17;
-/// A host to which nothing happened for so long is idle.
-pub const IDLE_MS: u64 = 1;
 /// Rings of the doorbell that are discarded before others get their turn.
 pub const BELL_BYTES: usize = 1 << 12;
 /// Events that one wait returns; the rest come with the next.

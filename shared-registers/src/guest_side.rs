@@ -14,7 +14,7 @@ use crate::layout::{
     DropReason, FRAME_HEADER_BYTES, FRAME_MAGIC, Geometry, LayoutError, LinkState, hint_word, read,
     stream_word, write,
 };
-use crate::limits::{MAX_ORDERS_PER_BATCH, READY_BYTES_IDLE};
+use crate::limits::MAX_ORDERS_PER_BATCH;
 use crate::record::{HEADER_BYTES, Record};
 use crate::words::{Doorbell, Words, WordsMut, padded};
 
@@ -124,13 +124,13 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
         })
     }
 
-    /// Maps what an idle host readies of the rings, at once: records then cost no page faults, and
-    /// this process's resident memory is at its start what it will be.
+    /// Maps all rings at once: records then cost no page faults, each as much as a hop, and this
+    /// process's resident memory is at its start what it will be.
     pub fn populate(&self) {
         for writer in ServerId::all(self.geometry.n) {
-            let bytes = READY_BYTES_IDLE / self.geometry.n as u64;
-            self.geometry.stream_ring(writer).populate(&self.read, bytes);
+            self.geometry.stream_ring(writer).populate(&self.read);
         }
+        self.geometry.frame_ring().populate(&self.write);
     }
 
     /// Whose files, and their shape.

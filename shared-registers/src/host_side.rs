@@ -274,6 +274,14 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         HostRegisters { durable, ..self }
     }
 
+    /// As [`GuestRegisters::populate`](crate::guest_side::GuestRegisters::populate).
+    pub fn populate(&self) {
+        for writer in ServerId::all(self.geometry.n) {
+            self.geometry.stream_ring(writer).populate(&self.read);
+        }
+        self.geometry.frame_ring().populate(&self.write);
+    }
+
     /// Whose files, and their shape.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry

@@ -31,14 +31,6 @@ pub const LINK_SEND_BYTES: usize = 1 << 20;
 /// Bytes that a link takes from its socket before others get their turn.
 pub const LINK_READ_BYTES: usize = 1 << 20;
 
-/// A host keeps so many bytes of each ring ready behind the last record, ...
-pub const READY_BYTES: u64 = 256 << 10;
-/// ... so many of all rings together once it has been idle (the default rings of three servers
-/// whole, so that nothing is left to ready when work comes), ...
-pub const READY_BYTES_IDLE: u64 = 192 << 20;
-/// ... and readies so many at a time, when it has nothing else to do.
-pub const READY_STEP_BYTES: u64 = 64 << 10;
-
 /// The bounds that `cluster.toml` sets and that hosts and guests must agree on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegisterLimits {

@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -33,7 +32,7 @@ pub trait Words {
             out.extend_from_slice(&self.load(index, Ordering::Relaxed).to_le_bytes());
         }
     }
-    /// Maps `count` words from `start` on, if there is anything to map, so that loading them for the
+    /// Maps `count` words from `start` on, if there is anything to map, so that using them for the
     /// first time costs nothing later. A hint: whether it worked shows in nothing but time.
     fn populate(&self, start: usize, count: usize) {
         let _ = (start, count);
@@ -48,11 +47,6 @@ pub trait Words {
 pub trait WordsMut: Words {
     /// Stores word `index`.
     fn store(&self, index: usize, value: u64, order: Ordering);
-    /// Readies `count` words from `start` on, which hold nothing that anybody may read, for being
-    /// stored to soon, if there is anything to ready (pages of a file, say). They may become zero.
-    fn prefault(&self, start: usize, count: usize) {
-        let _ = (start, count);
-    }
     /// Has what was stored outlive the machine's memory, if there is anything that does.
     fn sync(&self) -> io::Result<()> {
         Ok(())
@@ -125,9 +119,6 @@ impl<W: WordsMut + ?Sized> WordsMut for std::sync::Arc<W> {
     fn copy_in(&self, start: usize, bytes: &[u8]) {
         (**self).copy_in(start, bytes);
     }
-    fn prefault(&self, start: usize, count: usize) {
-        (**self).prefault(start, count);
-    }
     fn sync(&self) -> io::Result<()> {
         (**self).sync()
     }
@@ -152,8 +143,8 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(map: MmapRaw) -> io::Result<Mapping> {
-        // Rings are stored to once per lap, in small steps: reading megabytes of a sparse file's
-        // holes around each first touch only stalls the one who touches. Advice may be ignored.
+        // Rings are used in small steps: reading megabytes of a file around each first touch only
+        // stalls the one who touches. Advice may be ignored.
         let _ = map.advise(Advice::Random);
         let words = NonNull::new(map.as_mut_ptr().cast::<AtomicU64>())
             .filter(|p| p.is_aligned())
@@ -166,6 +157,13 @@ impl Mapping {
         // outlives `self`. Everybody reaches it as atomics: this process through this slice, which
         // allows nothing else, others through their own mappings. It is never made a byte slice.
         unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
+    }
+
+    fn populate(&self, start: usize, count: usize, how: Advice) {
+        // What lies on a disk only comes in large parts.
+        for advice in [Advice::Sequential, how, Advice::Random] {
+            let _ = self.map.advise_range(advice, start * 8, count * 8);
+        }
     }
 
     fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
@@ -200,12 +198,7 @@ impl Words for MappedReadOnly {
         self.0.copy_out(start, count, out);
     }
     fn populate(&self, start: usize, count: usize) {
-        // A hole of a file on a disk stays one: its pages are the page cache's. In a file that lives
-        // in memory they are there from now on. What is on a disk only comes in large parts.
-        let map = &self.0.map;
-        for advice in [Advice::Sequential, Advice::PopulateRead, Advice::Random] {
-            let _ = map.advise_range(advice, start * 8, count * 8);
-        }
+        self.0.populate(start, count, Advice::PopulateRead);
     }
 }
 
@@ -229,6 +222,9 @@ impl Words for MappedReadWrite {
     }
     fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
         self.0.copy_out(start, count, out);
+    }
+    fn populate(&self, start: usize, count: usize) {
+        self.0.populate(start, count, Advice::PopulateWrite);
     }
 }
 
@@ -260,20 +256,6 @@ impl WordsMut for MappedReadWrite {
         for index in (start..before).chain(after..start + count) {
             self.store(index, 0, Ordering::Relaxed);
         }
-    }
-    fn prefault(&self, start: usize, count: usize) {
-        // Zeros written over a hole allocate its pages together; then they are mapped together.
-        // Where that cannot be done they fault in one by one, when stored to.
-        static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
-        let (mut at, end) = (start * 8, (start + count) * 8);
-        while at < end {
-            let part = &ZEROS[..ZEROS.len().min(end - at)];
-            if self.1.write_all_at(part, at as u64).is_err() {
-                break;
-            }
-            at += part.len();
-        }
-        let _ = self.0.map.advise_range(Advice::PopulateWrite, start * 8, count * 8);
     }
 }
 
@@ -333,16 +315,9 @@ impl Ring {
         words.clear(self.base, ((len - first) / 8) as usize);
     }
 
-    /// Readies `bytes` bytes from place `at` on for a [`Self::put`]. Only in the ring's first lap:
-    /// later there lies what was put a lap before.
-    pub fn prefault<W: WordsMut>(&self, words: &W, at: u64, bytes: u64) {
-        assert!(at + bytes <= self.bytes, "the first lap ends with the ring");
-        words.prefault(self.word(at), (bytes / 8) as usize);
-    }
-
-    /// Maps the ring's first `bytes` bytes, for reading.
-    pub fn populate<W: Words>(&self, words: &W, bytes: u64) {
-        words.populate(self.base, (bytes.min(self.bytes) / 8) as usize);
+    /// Maps the ring's pages, all at once.
+    pub fn populate<W: Words>(&self, words: &W) {
+        words.populate(self.base, (self.bytes / 8) as usize);
     }
 
     /// The one word at place `at`.
@@ -432,6 +407,25 @@ mod tests {
         assert_eq!(ro.load(5, Ordering::Acquire), 42);
         rw.store(6, 43, Ordering::Release);
         assert_eq!(ro.load(6, Ordering::Acquire), 43);
+    }
+
+    #[test]
+    fn a_ring_that_is_populated_is_resident() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let name = file.path().to_str().unwrap();
+        let ring = Ring { base: 512, bytes: 1 << 18 };
+        let writes = MappedReadWrite::map(file.as_file()).unwrap();
+        ring.populate(&writes);
+        let reads = MappedReadOnly::map(file.as_file()).unwrap();
+        ring.populate(&reads);
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let ours = maps.split(name).skip(1);
+        let resident = |map: &str| {
+            let line = map.lines().find(|line| line.starts_with("Rss:")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+        };
+        assert_eq!(ours.map(resident).collect::<Vec<_>>(), [256, 256]);
     }
 
     #[test]

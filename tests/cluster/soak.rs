@@ -74,6 +74,8 @@ fn a_cluster_under_load_does_not_grow() {
         assert!(counter(&status, "host_checkpoints") > 2, "rings were too large: {status:?}");
     }
     for (what, bytes) in &after {
-        assert!(*bytes <= before[what] * (1.0 + GROWTH), "{what} has grown");
+        // Snapshots are larger while one takes another's place.
+        let growth = if what.starts_with("snapshots") { 4.0 * GROWTH } else { GROWTH };
+        assert!(*bytes <= before[what] * (1.0 + growth), "{what} has grown");
     }
 }

@@ -176,7 +176,6 @@ fn go_on(mut host: Host<Memory, Memory>, write: &Memory) {
         host.step(now, Input::Guest).expect("only peers' frames fail");
         host.step(now, Input::Tick).expect("only peers' frames fail");
     }
-    host.registers_mut().prefault(true);
     host.registers_mut().doze();
     host.must_ring();
 }

@@ -24,9 +24,7 @@ use super::{HostRegisters, ReopenError, StreamFull};
 use crate::canary::{Canary, broken};
 use crate::ids::{Seq, ServerId, Term};
 use crate::layout::{hint_word, read, stream_word};
-use crate::limits::{
-    MAX_PLACE, MAX_RECORDS, READY_BYTES, READY_BYTES_IDLE, READY_STEP_BYTES, RECLAIM_AHEAD,
-};
+use crate::limits::{MAX_PLACE, MAX_RECORDS, RECLAIM_AHEAD};
 use crate::record::{self, Body, Checkpoint, Record, Stamp};
 use crate::words::{Words, WordsMut, padded};
 
@@ -48,8 +46,6 @@ pub(super) struct Stream {
     changes: VecDeque<(u64, Term)>,
     /// `seen` of the records that are copied and not exposed.
     waiting: VecDeque<Box<[u64]>>,
-    /// The ring's pages are ready up to this place.
-    ready: u64,
 }
 
 impl Stream {
@@ -66,7 +62,6 @@ impl Stream {
             changed,
             changes: VecDeque::new(),
             waiting: VecDeque::new(),
-            ready: 0,
         }
     }
 
@@ -436,13 +431,13 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
                 continue;
             }
             assert!(*cut <= MAX_RECORDS, "a peer's word is checked before it comes here");
-            let (end, ready) = (stream.end(), stream.ready);
+            let end = stream.end();
             let changed = stream.last_change(stream.copied).max(*changed);
             self.store(writer, read::ARRIVING, to_word(changed).saturating_add(1));
             // From here on it has jumped, whoever is killed.
             self.store(writer, read::FIRST_SEQ, *cut);
             self.land(writer, *cut);
-            self.streams[writer.index()] = Stream { ready, ..Stream::empty(*cut, end, changed) };
+            self.streams[writer.index()] = Stream::empty(*cut, end, changed);
             self.show_stable(writer);
             any = true;
         }
@@ -540,29 +535,5 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
             Ok(Body::Accept(accept)) => accept.checkpoint.map(|claim| (record.stamp, claim)),
             _ => None,
         }
-    }
-
-    /// Readies a few of the pages that the next records will go to; more of them if this host has
-    /// been `idle` for a while. Returns whether an idle host could ready more. To be called when
-    /// there is nothing else to do: a page of a sparse file that is stored to for the first time
-    /// costs as much as a hop. Behind the last record of a ring's first lap lies nothing; later
-    /// there is nothing to ready.
-    pub fn prefault(&mut self, idle: bool) -> bool {
-        let most = READY_BYTES_IDLE / self.geometry.n as u64;
-        let ahead = if idle { most } else { READY_BYTES };
-        let mut more = false;
-        for writer in ServerId::all(self.geometry.n) {
-            let ring = self.geometry.stream_ring(writer);
-            let stream = &mut self.streams[writer.index()];
-            let end = stream.end();
-            stream.ready = stream.ready.max(end);
-            if stream.ready < ring.bytes.min(end + ahead) {
-                let bytes = READY_STEP_BYTES.min(ring.bytes - stream.ready);
-                ring.prefault(&self.read, stream.ready, bytes);
-                stream.ready += bytes;
-            }
-            more |= stream.ready < ring.bytes.min(end + most);
-        }
-        more
     }
 }
