@@ -163,7 +163,10 @@ impl Guest<'_> {
     /// Sends subscribers what they wait for. Returns whether there is more to do at once.
     pub(super) fn deliver(&mut self) -> bool {
         let Guest { core, subscriptions, connections, counters, .. } = self;
-        let Some(replica) = core.replica() else { return false };
+        let Some(replica) = core.replica() else {
+            subscriptions.forget_closed(connections);
+            return false;
+        };
         let lookup = |order| replica.delivery(order, false);
         subscriptions.pump(replica.last_delivered(), lookup, connections, counters)
     }
