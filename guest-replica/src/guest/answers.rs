@@ -19,17 +19,22 @@ impl Guest<'_> {
     pub(super) fn serve(&mut self) {
         let mut pieces = PIECES_PER_TURN;
         for token in self.connections.take_ready() {
+            let (before, mut passed_over) = (pieces, false);
             for _ in 0..MESSAGES_PER_TURN {
                 // Whoever catches up waits for those who are at work, not the other way round.
                 let fetches = self.connections.next_is_fetch(token);
                 if fetches && pieces == 0 {
+                    passed_over = before == 0;
                     break;
                 }
                 pieces -= usize::from(fetches);
                 let Some(message) = self.connections.next_message(token) else { break };
                 self.handle(token, message);
             }
-            self.connections.served(token);
+            match passed_over {
+                true => self.connections.passed_over(token),
+                false => self.connections.served(token),
+            }
         }
     }
 
