@@ -268,7 +268,9 @@ impl WordsMut for MappedReadWrite {
         // Where that cannot be done they fault in one by one, when stored to.
         static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
         let (mut at, end) = (start * 8, (start + count) * 8);
-        while at < end {
+        // A file that was cut short must not become longer again, with zeros where records were.
+        let whole = self.1.metadata().is_ok_and(|file| file.len() >= end as u64);
+        while whole && at < end {
             let part = &ZEROS[..ZEROS.len().min(end - at)];
             if self.1.write_all_at(part, at as u64).is_err() {
                 break;
