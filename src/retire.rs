@@ -58,6 +58,12 @@ pub(crate) fn run(args: &RetireArgs) -> Result<()> {
     ))
 }
 
+/// Whether a server is retired, as far as is known in this folder.
+pub(crate) fn is_retired(paths: &Paths, cluster: &Cluster, id: ServerId) -> bool {
+    let list = Retired::load(paths).unwrap_or_default();
+    floors(paths, cluster, &list)[id.index()] % 2 == 1
+}
+
 /// By server the least incarnation that anybody here listens to; odd for one that is retired.
 fn floors(paths: &Paths, cluster: &Cluster, list: &Retired) -> Vec<u32> {
     let mut floors = vec![0; cluster.n()];

@@ -17,6 +17,9 @@ use crate::session::{self, Operator};
 
 /// A server has so long to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Counters that are shown of one server, and letters of their names: no guest of ours has more.
+const COUNTERS: usize = 256;
+const NAME_LETTERS: usize = 64;
 
 /// What `--json` prints of a server. The names are those of the JSON objects, and `difato status
 /// --help` explains them.
@@ -136,12 +139,25 @@ impl Up {
             chain: said.chain.to_string(),
             stable: said.stable.map(stable),
             window: Window { used, limit },
-            rings: said.rings.into_iter().map(|(used, bytes)| Ring { used, bytes }).collect(),
+            rings: said
+                .rings
+                .into_iter()
+                .take(n)
+                .map(|(used, bytes)| Ring { used, bytes })
+                .collect(),
             held: HeldBytes { history, snapshot, orders },
             catching_up: said.catching_up.map(Progress::new),
-            counters: said.counters.into_iter().collect(),
+            counters: said.counters.into_iter().filter(is_shown).take(COUNTERS).collect(),
         }
     }
+}
+
+/// Names may be anything, and what is printed shall be neither lines about others nor commands to a
+/// terminal.
+fn is_shown((name, _): &(String, u64)) -> bool {
+    let plain =
+        |letter: u8| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == b'_';
+    name.len() <= NAME_LETTERS && name.bytes().all(plain)
 }
 
 /// Runs `difato status`.
@@ -327,6 +343,24 @@ mod tests {
         let json = serde_json::to_value(without).unwrap();
         assert_eq!((&json["id"], &json["up"]), (&2.into(), &false.into()));
         assert!(json["why"].as_str().unwrap().contains("host agent"));
+    }
+
+    #[test]
+    fn a_broken_in_guest_prints_nothing_of_its_own() {
+        let named = |name: &str| (name.to_owned(), 1);
+        let long = "a".repeat(NAME_LETTERS + 1);
+        let mut counters: Vec<_> =
+            ["\x1b[2J", "z\nserver 0: all is well", "Z", &long, "good_1"].map(named).to_vec();
+        counters.extend((0..1000).map(|i| named(&format!("more_{i}"))));
+        let rings = vec![(1, 2); 1000];
+        let status = Status { host_up: true, counters, rings, ..Status::default() };
+        let answer = Answer::new(ServerId(1), 3, 0, Ok(status));
+        let Answer::Up(up) = &answer else { panic!("it is up") };
+        assert_eq!((up.counters.len(), up.rings.len()), (COUNTERS, 3));
+        let text = render(&[answer]);
+        assert!(text.contains("\ngood_1 ") && !text.contains("all is well"), "{text}");
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+        assert!(text.lines().all(|line| line.len() < 200), "{text}");
     }
 
     #[test]

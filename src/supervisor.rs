@@ -132,6 +132,11 @@ pub(crate) struct Death {
 }
 
 impl Death {
+    /// Whose process it was.
+    pub(crate) fn id(&self) -> ServerId {
+        self.id
+    }
+
     /// What it said about its input, if that is what it died of.
     pub(crate) fn bad_input(&self) -> Option<String> {
         let said = self.last_line.as_deref().unwrap_or("it did not say why");

@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use shared_registers::cluster::Paths;
 use shared_registers::ids::ServerId;
 
 use crate::cli::UpArgs;
 use crate::exit::bad_input;
 use crate::output;
+use crate::retire;
 use crate::session::{self, Interrupt, Operator};
 use crate::supervisor::{Role, Supervisor};
 
@@ -20,14 +22,14 @@ const SERVING: Duration = Duration::from_secs(20);
 
 /// Runs `difato cluster up`.
 pub(crate) fn run(args: UpArgs) -> Result<()> {
-    let operator = Operator::load(&args.dir)?;
+    let (paths, operator) = (Paths::new(&args.dir), Operator::load(&args.dir)?);
     let runtime = session::runtime()?;
     runtime.block_on(async {
         // First of all, so that no child is left behind by a hasty Ctrl-C.
         let mut interrupt = Interrupt::new()?;
         let mut supervisor = Supervisor::start(&args.dir, &operator.cluster)?;
         let done = tokio::select! {
-            done = watch(&mut supervisor, &operator) => done,
+            done = watch(&mut supervisor, &paths, &operator) => done,
             () = interrupt.came() => Ok(()),
         };
         let unclean = supervisor.stop();
@@ -44,12 +46,19 @@ pub(crate) fn run(args: UpArgs) -> Result<()> {
 }
 
 /// Says when all serve, and who dies; ends only if there is nothing left to watch.
-async fn watch(supervisor: &mut Supervisor, operator: &Operator) -> Result<()> {
+async fn watch(supervisor: &mut Supervisor, paths: &Paths, operator: &Operator) -> Result<()> {
     let started = Instant::now();
     let mut announced = false;
     loop {
         for death in supervisor.deaths() {
             match death.bad_input() {
+                // R6: the others go on without it, and its guest has no host.
+                Some(why) if retire::is_retired(paths, &operator.cluster, death.id()) => {
+                    eprintln!("difato: {why}");
+                    if supervisor.runs(Role::GuestReplica, death.id()) {
+                        supervisor.kill(Role::GuestReplica, death.id())?;
+                    }
+                }
                 Some(why) if !announced => return Err(bad_input(why)),
                 _ => eprintln!("difato: {death}"),
             }

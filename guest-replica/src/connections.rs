@@ -329,6 +329,12 @@ impl Connections {
         matches!(next, Some(Message::Guest(_, ToGuest::Fetch { .. })))
     }
 
+    /// Others have taken what there was in this turn for this connection: in the next it comes before
+    /// them, so that who asks without end does not keep it waiting.
+    pub(crate) fn passed_over(&mut self, token: Token) {
+        self.ready.push_front(token);
+    }
+
     /// Enough of this connection for now.
     pub(crate) fn served(&mut self, token: Token) {
         match self.table.get(&token) {
@@ -573,5 +579,24 @@ mod tests {
             }
         }
         assert!(!bench.connections.has_ready());
+    }
+
+    #[test]
+    fn who_was_passed_over_comes_first_in_the_next_turn() {
+        let mut bench = Bench::new(Bounds::default());
+        let mut links = [bench.connect(0), bench.connect(1)];
+        for link in &mut links {
+            for _ in 0..2 {
+                assert!(link.send(|out| messages::encode_into(&ToServer::Status, out)));
+            }
+            let _ = link.flush();
+            bench.turn();
+        }
+        let turn = bench.connections.take_ready();
+        let [greedy, waits] = turn[..] else { panic!("both have something: {turn:?}") };
+        assert!(bench.connections.next_message(greedy).is_some());
+        bench.connections.served(greedy);
+        bench.connections.passed_over(waits);
+        assert_eq!(bench.connections.take_ready(), [waits, greedy]);
     }
 }

@@ -43,6 +43,7 @@ use std::path::PathBuf;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use protocol::application::{self, Application};
+use shared_registers::words::explain_bus_errors;
 
 mod catch_up;
 mod connections;
@@ -114,6 +115,7 @@ fn boxed<A: Application + 'static>(mut make: impl FnMut() -> A + 'static) -> Fac
 
 /// A descriptor that can be read when the process is to end.
 fn signals() -> Result<SignalFd, GuestError> {
+    explain_bus_errors().map_err(GuestError::system("handle SIGBUS"))?;
     let failed = |error: nix::errno::Errno| GuestError::system("wait for signals")(error.into());
     let mut set = SigSet::empty();
     set.add(Signal::SIGTERM);

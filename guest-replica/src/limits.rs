@@ -67,12 +67,6 @@ pub const STORE_LOG_EVERY: u64 = 30;
 pub const SOURCE_SILENCE: Micros = Micros::from_ms(1_000);
 /// How far a transfer is, is said this often.
 pub const TRANSFER_LOG_EVERY: Micros = Micros::from_ms(1_000);
-/// A new stable snapshot is put into a file this often at most, ...
-pub const SAVE_EVERY: Micros = Micros::from_ms(30_000);
-/// ... and a pause between two lasts so many times as long as the last one took.
-pub const SAVE_SHARE: u64 = 20;
-/// It is copied out so many bytes at a time.
-pub const SAVE_PIECE_BYTES: usize = 1 << 20;
 /// The first pause before another guest is dialed again.
 pub const REDIAL_MIN: Micros = Micros::from_ms(50);
 /// The pause doubles up to this.

@@ -222,13 +222,12 @@ fn carry_out(folder: &mut Folder, wanted: &Wanted, shared: &Shared) -> io::Resul
     put.and(settled)
 }
 
-/// Waits a while and puts back what could not be carried out, unless something newer came.
+/// Waits a while, whatever comes meanwhile (each try may fill a disk to its end), and puts back what
+/// could not be carried out, unless something newer came.
 fn retry(failed: Wanted, shared: &Shared) {
-    let mut wanted = shared.wanted();
-    if !shared.stopped() {
-        let pause = Duration::from_millis(STORE_RETRY_MS);
-        wanted = shared.news.wait_timeout(wanted, pause).expect("no thread has panicked").0;
-    }
+    let pause = Duration::from_millis(STORE_RETRY_MS);
+    let waiting = shared.news.wait_timeout_while(shared.wanted(), pause, |_| !shared.stopped());
+    let mut wanted = waiting.expect("no thread has panicked").0;
     let Wanted { snapshot, settled } = failed;
     wanted.snapshot = wanted.snapshot.take().or(snapshot);
     wanted.settled = wanted.settled.max(settled);

@@ -54,6 +54,12 @@ impl Subscriptions {
         }
     }
 
+    /// Forgets those whose connection is gone: to be called where [`Self::pump`] is not, lest whoever
+    /// comes and goes leave something each time.
+    pub(crate) fn forget_closed(&mut self, connections: &Connections) {
+        self.by_connection.retain(|token, _| connections.is_open(*token));
+    }
+
     /// Sends each subscriber what it has room and credit for, up to `last`, which `lookup` finds.
     /// Returns whether one of them could take more at once.
     pub(crate) fn pump(
@@ -131,8 +137,9 @@ mod tests {
         subscriptions: Subscriptions,
         connections: Connections,
         counters: Counters,
+        poll: Poll,
         /// Keeps the connection open.
-        _client: Link<Socket>,
+        client: Option<Link<Socket>>,
     }
 
     /// One client's open connection, which is [`FIRST_CONNECTION`].
@@ -163,7 +170,7 @@ mod tests {
             let _ = client.read(&mut [0; 1000], &|_| None, |_| {});
         }
         let subscriptions = Subscriptions::default();
-        Bench { subscriptions, connections, counters, _client: client }
+        Bench { subscriptions, connections, counters, poll, client: Some(client) }
     }
 
     fn delivery(order: OrderNumber) -> ToClient {
@@ -227,6 +234,25 @@ mod tests {
         assert_eq!(bench.pump(), (0, 0));
         bench.credit(0, DELIVERY_COST_BYTES + 22);
         assert_eq!(bench.pump(), (1, 1));
+    }
+
+    /// A guest that catches up has nothing to send, and may take long.
+    #[test]
+    fn who_is_gone_is_forgotten_though_nothing_is_sent() {
+        let mut bench = bench();
+        bench.subscribe(10, 1);
+        bench.subscriptions.forget_closed(&bench.connections);
+        assert_eq!(bench.subscriptions.by_connection.len(), 1);
+        bench.client = None;
+        while bench.connections.len() > 0 {
+            let mut ready = Vec::new();
+            bench.poll.wait(Micros(1000), &mut ready).unwrap();
+            for (token, flags) in ready {
+                bench.connections.on_event(token, flags, &mut bench.counters);
+            }
+        }
+        bench.subscriptions.forget_closed(&bench.connections);
+        assert!(bench.subscriptions.by_connection.is_empty());
     }
 
     #[test]

@@ -22,6 +22,7 @@ use shared_registers::cluster::{
 use shared_registers::crypto::MacKey;
 use shared_registers::host_side::{ReopenError, StreamFull};
 use shared_registers::ids::{Micros, Seq, ServerId};
+use shared_registers::words::explain_bus_errors;
 
 use crate::files;
 use crate::host::{Host, HostConfig, Input, Now, PeerFault};
@@ -171,6 +172,7 @@ pub fn run(options: &Options, log: &mut dyn FnMut(Level, &str)) -> Result<(), Ag
     let (me, addresses) = cluster.server(options.id)?;
     let (order_keys, links) = keys(&paths.host_keys(me), &cluster, me)?;
     let signals = signals()?;
+    explain_bus_errors().map_err(system("SIGBUS"))?;
 
     let lock = files::lock(&paths, me)?;
     let net = listen(&paths, &cluster, me, links)?;

@@ -17,7 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use shared_registers::cluster::{Durability, Paths};
 use shared_registers::crypto::Digest;
 use shared_registers::host_side::HostRegisters;
@@ -110,10 +110,29 @@ fn open_file(path: &Path) -> io::Result<File> {
 /// Opens a file, and makes an empty one so large. Another size is for the layout's check to refuse.
 fn sized(path: &Path, bytes: u64) -> io::Result<File> {
     let file = open_file(path)?;
-    if file.metadata()?.len() == 0 {
+    let found = file.metadata()?.len();
+    if found == 0 {
         file.set_len(bytes)?;
     }
+    match found {
+        0 => reserve(&file, bytes).inspect_err(|_| drop(file.set_len(0)))?,
+        _ if found == bytes => reserve(&file, bytes)?,
+        _ => {}
+    }
     Ok(file)
+}
+
+/// Has the disk keep room for all of a file. A store into a mapped file that finds the disk full
+/// kills the process: better to say so before it begins. Not every file system can do this.
+fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    match fallocate(file, FallocateFlags::empty(), 0, bytes as i64) {
+        Err(Errno::EOPNOTSUPP) | Ok(()) => Ok(()),
+        Err(error) => {
+            let (error, mib) = (io::Error::from(error), bytes.div_ceil(1 << 20));
+            let why = format!("there must be room for its {mib} MiB on the disk ({error})");
+            Err(io::Error::new(error.kind(), why))
+        }
+    }
 }
 
 /// The file gets its name when it is whole: a read file that exists was made to the end.
@@ -127,6 +146,8 @@ fn create(
     let make = || {
         let file = open_file(&new)?;
         file.set_len(0)?;
+        // Others may need what room there is.
+        reserve(&file, geometry.read_file_bytes()).inspect_err(|_| drop(file.set_len(0)))?;
         file.set_len(geometry.read_file_bytes())?;
         Ok((MappedReadWrite::map(&file)?, file))
     };
@@ -158,6 +179,7 @@ fn reopen(
     if actual != expected {
         return Ok(Err(LayoutError::Size { actual, expected }.to_string()));
     }
+    reserve(&read, expected).map_err(AgentError::file(path))?;
     let words = MappedReadWrite::map(&read).map_err(AgentError::file(path))?;
     let registers = match HostRegisters::reopen(geometry, words, write) {
         Ok(registers) => registers,
@@ -187,6 +209,7 @@ fn recover(
         if file.metadata()?.len() != geometry.read_file_bytes() {
             file.set_len(geometry.read_file_bytes())?;
         }
+        reserve(&file, geometry.read_file_bytes())?;
         Ok((MappedReadWrite::map(&file)?, file))
     };
     let (words, read) = open().map_err(AgentError::file(path))?;

@@ -12,8 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// Pages of a file that are made holes begin and end at multiples of this.
+/// Pages of a file that are made zero together begin and end at multiples of this.
 const PAGE_BYTES: usize = 4096;
 
 /// Memory that can be loaded word by word.
@@ -248,20 +250,47 @@ impl WordsMut for MappedReadWrite {
         self.1.sync_data()
     }
     fn clear(&self, start: usize, count: usize) {
-        // A sparse file's holes are zero already, and stay holes; a device has none.
+        // Without a store to each page, where there is a file system; a device has none.
         let page = PAGE_BYTES / 8;
         let (first, last) = (start.next_multiple_of(page), (start + count) / page * page);
-        let hole = first < last && punch(&self.1, first * 8, (last - first) * 8).is_ok();
-        let (before, after) = if hole { (first, last) } else { (start, start) };
+        let done = first < last && zero(&self.1, first * 8, (last - first) * 8).is_ok();
+        let (before, after) = if done { (first, last) } else { (start, start) };
         for index in (start..before).chain(after..start + count) {
             self.store(index, 0, Ordering::Relaxed);
         }
     }
 }
 
-fn punch(file: &File, at: usize, bytes: usize) -> nix::Result<()> {
-    let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    fallocate(file, how, at as i64, bytes as i64)
+/// Makes bytes of a file zero. They keep their room on the disk: a store into a hole that finds the
+/// disk full kills whoever makes it.
+fn zero(file: &File, at: usize, bytes: usize) -> nix::Result<()> {
+    let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let with = |how| fallocate(file, how | keep, at as i64, bytes as i64);
+    with(FallocateFlags::FALLOC_FL_ZERO_RANGE).or_else(|_| {
+        with(FallocateFlags::FALLOC_FL_PUNCH_HOLE)?;
+        let _ = with(keep);
+        Ok(())
+    })
+}
+
+extern "C" fn on_bus_error(_: libc::c_int) {
+    const SAID: &[u8] = b"a mapped register file has lost its room on the disk: it was cut short, \
+        or the disk is full or broken; mend that and start again\n";
+    // SAFETY: write and _exit are async-signal-safe, and SAID lives for ever.
+    unsafe {
+        libc::write(libc::STDERR_FILENO, SAID.as_ptr().cast(), SAID.len());
+        libc::_exit(1);
+    }
+}
+
+/// From now on a process whose mapped file gives way under it says so and exits with code 1 instead
+/// of being killed without a word (SIGBUS).
+pub fn explain_bus_errors() -> io::Result<()> {
+    let handler = SigHandler::Handler(on_bus_error);
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler touches nothing of this process, and does not return.
+    unsafe { sigaction(Signal::SIGBUS, &action) }?;
+    Ok(())
 }
 
 /// Where a ring lies in a file. Places in it are byte counts from the beginning of time, always

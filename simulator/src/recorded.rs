@@ -12,6 +12,9 @@
 //! * An order bears its client's name rightly if that client wanted its very payload; no two
 //!   broadcasts have the same.
 //! * The registers come last, in an order in which each record follows all that it has seen.
+//! * A host that was away jumps over records that the others have reclaimed (section 6), and its
+//!   guest goes on from a snapshot. What a server concludes must be what it would have concluded from
+//!   all records, so here its reader is given those that it lacks, as other hosts have them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,14 +22,14 @@ use std::sync::Arc;
 use protocol::ledger::Ledger;
 use protocol::reader::{CommittedBatch, Reader};
 use shared_registers::crypto::{ClusterId, Digest};
-use shared_registers::ids::{Batch, ClientId, Micros, OrderId, OrderNumber, Seq, ServerId};
+use shared_registers::ids::{Batch, ClientId, Micros, OrderId, OrderNumber, Seq, ServerId, Term};
 use shared_registers::record::{Body, Record};
 
 use crate::checkers::{self, Facts};
-use crate::history::Event;
+use crate::history::{Event, Said};
 use crate::records;
 
-/// A record's bytes.
+/// A record's bytes; none of one that a host jumped over.
 pub type Bytes = Arc<[u8]>;
 
 /// What was recorded of a run.
@@ -45,7 +48,8 @@ pub struct Recorded {
     /// What clients and listeners noted, what servers said of themselves (`Committed`), and when
     /// there was calm. In any order: the times count.
     pub noted: Vec<(Micros, Event)>,
-    /// By host and stream: the records that the host has exposed to its guest, from the first one.
+    /// By host and stream: the records that the host has exposed to its guest, or jumped over, from
+    /// the first one.
     pub streams: Vec<Vec<Vec<Bytes>>>,
 }
 
@@ -141,6 +145,8 @@ struct Replay {
     /// By client and digest of a payload: the orders with it that stand in any stream.
     sent: BTreeMap<(ClientId, Digest), Orders>,
     delivered: Vec<(OrderNumber, Event)>,
+    /// By writer, the highest term of its CHANGEs so far.
+    changes: Vec<Option<Term>>,
     events: Vec<Event>,
 }
 
@@ -161,6 +167,7 @@ impl Replay {
             claimed,
             sent: BTreeMap::new(),
             delivered: Vec::new(),
+            changes: vec![None; n],
             events: Vec::new(),
         };
         for server in ServerId::all(n) {
@@ -209,7 +216,10 @@ impl Replay {
         seq: Seq,
         read: &[u64],
     ) -> bool {
-        let at = |host: ServerId| streams[host.index()][writer.index()].get(seq.0 as usize - 1);
+        let place =
+            |host: ServerId, seq: u64| streams[host.index()][writer.index()].get(seq as usize - 1);
+        let at = |host| place(host, seq.0).filter(|bytes| !bytes.is_empty());
+        let jumped = |host, seq| place(host, seq).is_some_and(|bytes| bytes.is_empty());
         let others = ServerId::all(self.n).filter(|host| *host != writer);
         let hosts: Vec<ServerId> = std::iter::once(writer).chain(others).collect();
         let Some(first) = hosts.iter().find_map(|host| at(*host)) else { return true };
@@ -225,12 +235,23 @@ impl Replay {
             self.events.push(Event::Exposed { host, upto: seen.clone() });
             self.events.push(Event::Admitted { host, seq, seen, says });
         }
+        if let Said::Change(term) = record.said {
+            let last = &mut self.changes[writer.index()];
+            *last = Some(term).max(*last);
+        }
         for host in hosts {
-            let Some(bytes) = at(host) else { continue };
-            let record = if bytes == first { record.clone() } else { about(bytes) };
-            self.events.push(Event::Copied { host, record });
-            self.note_orders(bytes);
-            self.read(host, bytes);
+            if let Some(bytes) = at(host) {
+                let record = if bytes == first { record.clone() } else { about(bytes) };
+                self.events.push(Event::Copied { host, record });
+                self.note_orders(bytes);
+                self.read(host, bytes);
+            } else if jumped(host, seq.0) {
+                if !jumped(host, seq.0 + 1) {
+                    let (to, change) = (seq.0, self.changes[writer.index()]);
+                    self.events.push(Event::Jumped { host, writer, to, change });
+                }
+                self.read(host, first);
+            }
         }
         true
     }

@@ -97,7 +97,16 @@ impl Attacker {
     pub(crate) fn read(&mut self) {
         let n = self.registers.geometry().n;
         for writer in ServerId::all(n) {
-            while let Next::Record(record) = self.registers.next(writer) {
+            loop {
+                let record = match self.registers.next(writer) {
+                    Next::Record(record) => record,
+                    // What is gone it does not need.
+                    Next::Reclaimed => {
+                        self.registers.rewind(writer);
+                        continue;
+                    }
+                    Next::Nothing | Next::Damaged => break,
+                };
                 if writer == self.me {
                     self.own = record.stamp.seq.0;
                     if let Ok(Body::Propose(propose)) = Body::decode(record.body, n) {
@@ -141,6 +150,19 @@ impl Attacker {
     pub(crate) fn write_two(&mut self, first: &[u8], second: &[u8]) -> Fate {
         self.registers.write(Seq(self.own + 1), first).unwrap();
         self.write(1, second)
+    }
+
+    /// Writes these again and again, until there is no room, and rings, without a look at anything
+    /// that its host says but how many frames it has dropped.
+    pub(crate) fn flood(&mut self, frames: &[&[u8]]) {
+        let _ = self.registers.drop_notice();
+        for frame in frames.iter().cycle() {
+            if self.registers.write(Seq(self.own + 1), frame).is_err() {
+                break;
+            }
+            self.own += 1;
+        }
+        self.ring();
     }
 
     pub(crate) fn write_body(&mut self, body: &Body<'_>) -> Fate {

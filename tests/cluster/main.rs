@@ -14,6 +14,8 @@ mod damaged_macs;
 mod demo;
 mod durable;
 mod failures;
+mod flood;
+mod full_disk;
 mod noise;
 mod recovery;
 mod rejoin;

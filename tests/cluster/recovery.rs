@@ -12,9 +12,10 @@ use shared_registers::layout::{read, stream_word};
 
 use crate::rejoin::assert_needed;
 use crate::support::clients::Caller;
-use crate::support::command::{Running, Said, children_of, difato, runs};
+use crate::support::command::{Said, children_of, difato, runs};
 use crate::support::permit::Permit;
-use crate::support::{Builder, Cluster, Folder, Role, path, until};
+use crate::support::{Builder, Cluster, Role, path, until};
+use crate::up::{interrupt, up};
 
 fn log(cluster: &Cluster, id: u16) -> String {
     let logs = cluster.folder.paths().logs();
@@ -178,16 +179,6 @@ fn it_waits_for_a_host_that_is_away_until_that_is_retired_or_comes_back() {
     assert!(many.stderr.contains("2 servers are retired already, and f = 2"), "{many}");
 }
 
-/// Starts `cluster up` and waits until it says that all serve.
-fn up(folder: &Folder) -> Running {
-    let mut up = difato(["cluster", "up", path(&folder.dir)]).spawn();
-    until("`cluster up` says that all serve", || {
-        assert!(!up.has_ended(), "{}\n{}", up.stdout(), up.stderr());
-        up.stdout().contains("3 servers are up and serving (6 processes)")
-    });
-    up
-}
-
 #[test]
 fn what_was_answered_is_there_after_everything_was_killed_at_once() {
     let _permit = Permit::wait();
@@ -217,4 +208,28 @@ fn what_was_answered_is_there_after_everything_was_killed_at_once() {
     let count = heard.lines().count().to_string();
     assert_eq!(folder.command("listen", &["--client", "2", "--count", &count]).done(), heard);
     drop(running);
+}
+
+#[test]
+fn up_goes_on_without_a_server_that_is_retired_until_its_files_are_removed() {
+    let _permit = Permit::wait();
+    let folder = Builder::new().application("log").init();
+    let send = |word: &str| folder.command("send", &["--client", "0", word]).done();
+    let running = up(&folder);
+    assert_eq!(send("one"), "1\n");
+    interrupt(running);
+    assert!(folder.command("retire", &["--id", "2"]).done().contains("Server 2 is retired"));
+    let mut running = difato(["cluster", "up", path(&folder.dir)]).spawn();
+    until("`cluster up` says that the others serve", || {
+        assert!(!running.has_ended(), "{}\n{}", running.stdout(), running.stderr());
+        running.stdout().contains("4 of 6 processes are up")
+    });
+    let said = running.stderr();
+    assert!(said.contains("server 2 was retired, or goes on with other files"), "{said}");
+    assert_eq!(send("two"), "2\n");
+    interrupt(running);
+    fs::remove_dir_all(folder.paths().registers(ServerId(2))).unwrap();
+    let running = up(&folder);
+    assert_eq!(send("three"), "3\n");
+    interrupt(running);
 }

@@ -18,7 +18,7 @@
 //! | `STORM_SECONDS` | rounds begin until so many seconds have passed | 0: one of each `f` |
 //! | `STORM_ROUND_SECONDS` | how long a round breaks things, besides its calms | 6 |
 //! | `STORM_F` | 1 or 2 | the rounds take turns |
-//! | `STORM_RING_BYTES` | `ring_bytes` in `cluster.toml` | 64 MiB: nothing wraps around |
+//! | `STORM_RING_BYTES` | `ring_bytes` in `cluster.toml` | 2 MiB: rings wrap around |
 //! | `STORM_KILLS` | how often the kill loop kills | 15 |
 //! | `STORM_PAUSE_SECONDS` | how long the pause test stops a process | 4 |
 

@@ -198,7 +198,7 @@ impl Sender {
     fn bytes(&mut self) -> usize {
         match self.rng.random_range(0..1000) {
             0..800 => self.rng.random_range(LEAST_BYTES..256),
-            800..997 => self.rng.random_range(256..4096),
+            800..980 => self.rng.random_range(256..4096),
             _ => self.rng.random_range(4096..65_536),
         }
     }

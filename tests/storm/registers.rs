@@ -1,11 +1,13 @@
 //! What the hosts' register files hold, read as their guests read it.
 //!
 //! Reading goes on while the hosts and guests run, are killed and come back: the files stay. So
-//! nothing is missed should records be reclaimed one day, as long as this reader keeps up.
+//! nothing is missed although records are reclaimed, as long as this reader keeps up: a ring lasts
+//! for seconds. What a host jumped over, because it was away meanwhile, it never had.
 
 use std::fs::{self, File, OpenOptions};
 
 use shared_registers::guest_side::{GuestRegisters, Next};
+use shared_registers::host_side::Counter;
 use shared_registers::ids::ServerId;
 use shared_registers::record::Record;
 use shared_registers::words::{MappedReadOnly, MappedReadWrite};
@@ -17,8 +19,10 @@ use crate::support::Cluster;
 pub(crate) struct Streams {
     host: ServerId,
     registers: GuestRegisters<MappedReadOnly, MappedReadWrite>,
-    /// By writer.
+    /// By writer; nothing in place of a record that the host jumped over.
     pub(crate) records: Vec<Vec<Bytes>>,
+    /// Records jumped over.
+    pub(crate) jumped: usize,
 }
 
 impl Streams {
@@ -34,7 +38,7 @@ impl Streams {
         let geometry = cluster.description.geometry(host);
         let registers = GuestRegisters::attach(geometry, read, write).unwrap();
         let records = vec![Vec::new(); cluster.n()];
-        Streams { host, registers, records }
+        Streams { host, registers, records, jumped: 0 }
     }
 
     pub(crate) fn attach_all(cluster: &Cluster) -> Vec<Streams> {
@@ -52,12 +56,10 @@ impl Streams {
                         bytes.clear();
                         Record::encode(&record.stamp, record.body, &mut bytes);
                     }
-                    Next::Reclaimed => panic!(
-                        "host {} reclaimed a record after {} of stream {writer} before this run \
-                         could read it: larger rings, or read more often",
-                        self.host,
-                        self.records[writer.index()].len()
-                    ),
+                    Next::Reclaimed => {
+                        self.jump(writer);
+                        continue;
+                    }
                     Next::Damaged => panic!(
                         "host {} shows its guest something else than a record after {} of stream \
                          {writer}",
@@ -69,6 +71,32 @@ impl Streams {
                 self.registers.advance(writer);
             }
         }
+    }
+
+    /// The host has jumped over records of a stream (section 6).
+    fn jump(&mut self, writer: ServerId) {
+        let (first, records) = (self.registers.first(writer), &mut self.records[writer.index()]);
+        assert!(
+            writer != self.host && self.registers.counters()[Counter::Jumps as usize] > 0,
+            "host {} reclaimed a record after {} of stream {writer} before this run could read it: \
+             larger rings, or read more often",
+            self.host,
+            records.len()
+        );
+        self.jumped += first.0 as usize - records.len();
+        records.resize(first.0 as usize, Bytes::default());
+        // Should that be reclaimed already, we are told so again.
+        let _ = self.registers.seek(writer, first);
+    }
+
+    /// How many checkpoints the host has found stable.
+    pub(crate) fn checkpoints(&self) -> u64 {
+        self.registers.counters()[Counter::Checkpoints as usize]
+    }
+
+    /// How many records the host has reclaimed.
+    pub(crate) fn reclaimed(&self) -> u64 {
+        ServerId::all(self.records.len()).map(|writer| self.registers.first(writer).0).sum()
     }
 
     /// How many records of each stream there are.

@@ -7,17 +7,15 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::clients::Job;
 use crate::process;
+use crate::registers::Streams;
 use crate::schedule;
 use crate::settings::setting;
 use crate::support::{Builder, Role, reproduce_with};
 use crate::world::World;
 
-/// Whether rounds run on rings that wrap around many times. To be switched on once hosts reclaim
-/// records (section 6); until then a ring that is full stops its writer for good.
-const WRAP_AROUND: bool = false;
-/// Room for each server's records.
-const RING_BYTES: u64 = if WRAP_AROUND { 1 << 20 } else { 64 << 20 };
-/// A ring that wraps around soon has to hold several of the largest records.
+/// Room for each server's records: so little that rings wrap around, and hosts that were away jump.
+const RING_BYTES: u64 = 2 << 20;
+/// Such a ring has to hold several of the largest records.
 const MAX_PAYLOAD_BYTES: u64 = 1 << 16;
 /// Times of faults in a round, each with a calm after it.
 const PHASES: u32 = 2;
@@ -92,7 +90,8 @@ fn figures(world: &World) -> String {
     let crew = &world.crew;
     format!(
         "{} requests, {} answers, {} delivered, term {}, {:?}; longest wait {} ms, longest \
-         catching up {} ms; guests to {} MiB, hosts to {} MiB",
+         catching up {} ms; guests to {} MiB, hosts to {} MiB; {} checkpoints, {} of {} \
+         records reclaimed, {} jumped over",
         crew.requests,
         crew.answers,
         crew.last,
@@ -101,6 +100,10 @@ fn figures(world: &World) -> String {
         crew.longest.0 / 1000,
         world.caught_up.0 / 1000,
         world.most_memory(Role::Guest) >> 10,
-        world.most_memory(Role::Host) >> 10
+        world.most_memory(Role::Host) >> 10,
+        world.streams.iter().map(Streams::checkpoints).max().unwrap_or(0),
+        world.streams.iter().map(Streams::reclaimed).max().unwrap_or(0),
+        world.streams[0].lengths().iter().sum::<usize>(),
+        world.streams.iter().map(|streams| streams.jumped).sum::<usize>()
     )
 }

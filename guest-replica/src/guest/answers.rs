@@ -19,17 +19,22 @@ impl Guest<'_> {
     pub(super) fn serve(&mut self) {
         let mut pieces = PIECES_PER_TURN;
         for token in self.connections.take_ready() {
+            let (before, mut passed_over) = (pieces, false);
             for _ in 0..MESSAGES_PER_TURN {
                 // Whoever catches up waits for those who are at work, not the other way round.
                 let fetches = self.connections.next_is_fetch(token);
                 if fetches && pieces == 0 {
+                    passed_over = before == 0;
                     break;
                 }
                 pieces -= usize::from(fetches);
                 let Some(message) = self.connections.next_message(token) else { break };
                 self.handle(token, message);
             }
-            self.connections.served(token);
+            match passed_over {
+                true => self.connections.passed_over(token),
+                false => self.connections.served(token),
+            }
         }
     }
 
@@ -163,7 +168,10 @@ impl Guest<'_> {
     /// Sends subscribers what they wait for. Returns whether there is more to do at once.
     pub(super) fn deliver(&mut self) -> bool {
         let Guest { core, subscriptions, connections, counters, .. } = self;
-        let Some(replica) = core.replica() else { return false };
+        let Some(replica) = core.replica() else {
+            subscriptions.forget_closed(connections);
+            return false;
+        };
         let lookup = |order| replica.delivery(order, false);
         subscriptions.pump(replica.last_delivered(), lookup, connections, counters)
     }

@@ -60,6 +60,8 @@ pub(super) struct Folder {
     sync: bool,
     /// In the order of their checkpoints; at most [`SNAPSHOTS_STORED`].
     kept: Vec<Kept>,
+    /// There may be parts of a snapshot that could not be stored whole.
+    leftovers: bool,
 }
 
 impl Folder {
@@ -67,7 +69,7 @@ impl Folder {
     pub(super) fn open(path: &Path, n: usize, sync: bool) -> io::Result<Folder> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         delete(&path.join(UNFINISHED))?;
-        let mut folder = Folder { path: path.to_owned(), sync, kept: Vec::new() };
+        let mut folder = Folder { path: path.to_owned(), sync, kept: Vec::new(), leftovers: false };
         let mut damaged = false;
         for name in folder.names()?.iter().filter(|name| name.starts_with(MANIFEST)) {
             let found = read_at_most(&path.join(name), MAX_MANIFEST_BYTES)?;
@@ -85,7 +87,7 @@ impl Folder {
         }
         // The parts that a damaged manifest named are of use still, once another has sent it.
         if !damaged {
-            folder.delete_unnamed(&Sure::default())?;
+            folder.delete_unnamed(&[], &Sure::default())?;
         }
         Ok(folder)
     }
@@ -118,6 +120,11 @@ impl Folder {
         sure: &Sure,
         stopped: impl Fn() -> bool,
     ) -> io::Result<Option<u64>> {
+        let parts: Vec<_> = snapshot.parts().iter().map(|part| part.entry().digest).collect();
+        // On a full disk they might stand in the way of this one for ever.
+        if std::mem::replace(&mut self.leftovers, true) {
+            self.delete_unnamed(&parts, sure)?;
+        }
         let mut bytes = 0;
         for part in snapshot.parts() {
             let digest = part.entry().digest;
@@ -139,19 +146,29 @@ impl Folder {
             File::open(&self.path)?.sync_all()?;
         }
         bytes += snapshot.manifest().len() as u64;
-        let parts = snapshot.parts().iter().map(|part| part.entry().digest).collect();
         let at = (checkpoint.term, checkpoint.batch);
         let full = self.kept.len() == SNAPSHOTS_STORED;
         self.keep(Kept { at, digest: checkpoint.digest, parts })?;
+        self.leftovers = false;
         if full {
-            self.delete_unnamed(sure)?;
+            self.delete_unnamed(&[], sure)?;
         }
         Ok(Some(bytes))
     }
 
     fn write<'a>(&self, name: &str, pieces: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
         let unfinished = self.path.join(UNFINISHED);
-        let mut file = BufWriter::with_capacity(BUFFER_BYTES, File::create(&unfinished)?);
+        // Half a file helps nobody, and a disk that is full is full for others too.
+        self.write_through(&unfinished, name, pieces).inspect_err(|_| drop(delete(&unfinished)))
+    }
+
+    fn write_through<'a>(
+        &self,
+        unfinished: &Path,
+        name: &str,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> io::Result<()> {
+        let mut file = BufWriter::with_capacity(BUFFER_BYTES, File::create(unfinished)?);
         for piece in pieces {
             file.write_all(piece)?;
         }
@@ -159,7 +176,7 @@ impl Folder {
         if self.sync {
             file.sync_data()?;
         }
-        fs::rename(&unfinished, self.path.join(name))
+        fs::rename(unfinished, self.path.join(name))
     }
 
     /// Deletes the snapshots of checkpoints before this one, and what no other names.
@@ -168,11 +185,13 @@ impl Folder {
         for gone in self.kept.drain(..old) {
             delete(&self.path.join(manifest_name(&gone.digest)))?;
         }
-        self.delete_unnamed(sure)
+        self.delete_unnamed(&[], sure)
     }
 
-    fn delete_unnamed(&self, sure: &Sure) -> io::Result<()> {
-        let parts: BTreeSet<_> = self.kept.iter().flat_map(|kept| &kept.parts).copied().collect();
+    /// Deletes the parts that no manifest here names, but for those of `coming`.
+    fn delete_unnamed(&self, coming: &[Digest], sure: &Sure) -> io::Result<()> {
+        let named = self.kept.iter().flat_map(|kept| &kept.parts);
+        let parts: BTreeSet<_> = named.chain(coming).copied().collect();
         sure.lock().expect("no thread has panicked").retain(|digest| parts.contains(digest));
         let named: BTreeSet<_> = parts.iter().map(part_name).collect();
         for name in self.names()?.iter().filter(|name| name.starts_with(PART)) {

@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use host_agent::limits::MAX_STRANGERS;
@@ -34,14 +34,14 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-struct Folder {
-    dir: tempfile::TempDir,
-    paths: Paths,
+pub(crate) struct Folder {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) paths: Paths,
 }
 
 impl Folder {
     /// Describes a cluster of three, with addresses that are free, and makes its keys.
-    fn new() -> Folder {
+    pub(crate) fn new() -> Folder {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::new(dir.path());
         // Bound all at once, so that they differ.
@@ -78,30 +78,25 @@ impl Folder {
         Folder { dir, paths }
     }
 
-    fn command(&self, id: u16) -> Command {
+    pub(crate) fn command(&self, id: u16) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
         command.arg("--dir").arg(self.dir.path()).args(["--id", &id.to_string()]);
         command
     }
 
-    fn start(&self, id: u16) -> Agent {
+    pub(crate) fn start(&self, id: u16) -> Agent {
         let path = self.dir.path().join(format!("log-{id}"));
         let log = OpenOptions::new().create(true).append(true).open(path).unwrap();
         Agent(self.command(id).stderr(Stdio::from(log)).stdin(Stdio::null()).spawn().unwrap())
     }
 
-    fn log(&self, id: u16) -> String {
+    pub(crate) fn log(&self, id: u16) -> String {
         fs::read_to_string(self.dir.path().join(format!("log-{id}"))).unwrap_or_default()
     }
 
     /// Starts an agent that must refuse; returns its sentence.
     fn refusal(&self, id: u16) -> String {
-        let mut child = self.command(id).stderr(Stdio::piped()).spawn().unwrap();
-        until("an agent that refuses", || child.try_wait().unwrap().is_some());
-        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
-        let text = String::from_utf8(stderr).unwrap();
-        assert_eq!(status.code(), Some(2), "{text}");
-        text.lines().last().unwrap_or_default().to_owned()
+        refusal(self.command(id))
     }
 
     fn word(&self, id: u16, word: usize) -> u64 {
@@ -112,12 +107,27 @@ impl Folder {
     }
 }
 
-struct Agent(Child);
+/// Starts an agent that must refuse; returns its sentence.
+pub(crate) fn refusal(mut command: Command) -> String {
+    let mut agent = Agent(command.stderr(Stdio::piped()).spawn().unwrap());
+    until("an agent that refuses", || agent.0.try_wait().unwrap().is_some());
+    let mut text = String::new();
+    agent.0.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(agent.0.wait().unwrap().code(), Some(2), "{text}");
+    text.lines().last().unwrap_or_default().to_owned()
+}
+
+pub(crate) struct Agent(Child);
 
 impl Agent {
     /// Sends a signal; returns the exit code, if it exits by itself.
-    fn stop(mut self, signal: Signal) -> Option<i32> {
+    pub(crate) fn stop(self, signal: Signal) -> Option<i32> {
         kill(Pid::from_raw(self.0.id() as i32), signal).unwrap();
+        self.ends()
+    }
+
+    /// Waits until it has ended; returns the exit code, if it exited by itself.
+    pub(crate) fn ends(mut self) -> Option<i32> {
         until("an agent that stops", || self.0.try_wait().unwrap().is_some());
         self.0.wait().unwrap().code()
     }
@@ -130,7 +140,7 @@ impl Drop for Agent {
     }
 }
 
-struct Guest {
+pub(crate) struct Guest {
     registers: GuestRegisters<MappedReadOnly, MappedReadWrite>,
     bell: UnixStream,
     written: u64,
@@ -139,7 +149,7 @@ struct Guest {
 }
 
 impl Guest {
-    fn attach(folder: &Folder, id: u16) -> Guest {
+    pub(crate) fn attach(folder: &Folder, id: u16) -> Guest {
         let id = ServerId(id);
         let cluster = Cluster::load(&folder.paths).unwrap();
         let (mut bell, path) = (None, folder.paths.bell(id));
@@ -163,7 +173,7 @@ impl Guest {
         Guest { registers, bell: bell.unwrap(), written: 0, bodies: vec![vec![]; 3] }
     }
 
-    fn write(&mut self, body: &[u8]) {
+    pub(crate) fn write(&mut self, body: &[u8]) {
         self.written += 1;
         self.registers.write(Seq(self.written), body).unwrap();
         if self.registers.must_ring() {
@@ -181,7 +191,7 @@ impl Guest {
     }
 
     /// Sleeps as a guest does, woken by the bell alone, until so many records of `writer` are here.
-    fn await_records(&mut self, writer: usize, count: usize) {
+    pub(crate) fn await_records(&mut self, writer: usize, count: usize) {
         let start = Instant::now();
         loop {
             self.read();

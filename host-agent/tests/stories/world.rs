@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use host_agent::{Host, HostConfig, Input, Now, Turn};
 use shared_registers::crypto::{ClusterId, Digest, MacKey, Secret};
@@ -20,6 +20,8 @@ pub(crate) type Memory = Arc<Disk>;
 pub(crate) struct Disk {
     live: VecWords,
     synced: VecWords,
+    /// It cannot be written any more.
+    pub(crate) broken: AtomicBool,
 }
 
 /// Words of a page, which a disk writes whole.
@@ -27,7 +29,8 @@ const PAGE: usize = 512;
 
 impl Disk {
     fn new(words: usize) -> Disk {
-        Disk { live: VecWords::new(words), synced: VecWords::new(words) }
+        let (live, synced) = (VecWords::new(words), VecWords::new(words));
+        Disk { live, synced, broken: AtomicBool::new(false) }
     }
 
     fn copy(from: &VecWords, to: &VecWords, page: usize) {
@@ -62,6 +65,9 @@ impl WordsMut for Disk {
         self.live.store(index, value, order);
     }
     fn sync(&self) -> std::io::Result<()> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(std::io::Error::other("no such sector"));
+        }
         (0..self.live.len().div_ceil(PAGE))
             .for_each(|page| Disk::copy(&self.live, &self.synced, page));
         Ok(())

@@ -298,7 +298,15 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
     }
 
     fn must_sync(&self) {
-        self.read.sync().expect("the read file can be synced to its disk");
+        if let Err(error) = self.read.sync() {
+            // What is in memory is not what the disk has, and no later sync would say so.
+            self.read.store(read::RECOVERING, 1, Ordering::Release);
+            panic!(
+                "the read file cannot be synced to its disk ({error}), so nothing counts from here \
+                 on; mend the disk, remove the folder that the file is in and start the host agent \
+                 again: it recovers from the others"
+            );
+        }
     }
 
     fn count_appended(&mut self, writer: ServerId) {

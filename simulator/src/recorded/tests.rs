@@ -305,6 +305,17 @@ fn the_registers_can_fail() {
     red("registers: R2", |r| every_host(r, |s| s[2][0] = accept(1, 1, [1, 0, 0], 1)));
 }
 
+/// Section 6.
+#[test]
+fn a_host_that_was_away_may_jump_but_not_in_its_own_stream_nor_back() {
+    let jumped = tampered(|r| {
+        r.streams[2][0].fill(Bytes::default());
+        r.streams[2][1][0] = Bytes::default();
+    });
+    assert_eq!(jumped, [""; 0]);
+    red("registers: host 1 jumps", |r| r.streams[1][1][0] = Bytes::default());
+}
+
 #[test]
 fn chains_certificates_and_conduct_can_fail() {
     // A server says that it is elsewhere.

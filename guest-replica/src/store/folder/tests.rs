@@ -100,6 +100,31 @@ fn a_start_deletes_leftovers_but_for_the_parts_of_a_damaged_manifest() {
 }
 
 #[test]
+fn what_could_not_be_stored_leaves_no_more_than_the_next_try_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut folder, sure) = (Folder::open(dir.path(), N, false).unwrap(), Sure::default());
+    put(&mut folder, &sure, &snapshot(1, &[1]));
+    // Its manifest cannot be written.
+    let (two, three) = (snapshot(2, &[2, 3, 4]), snapshot(3, &[4, 5]));
+    let manifest = dir.path().join(manifest_name(&two.checkpoint().digest));
+    fs::create_dir(&manifest).unwrap();
+    for _ in 0..2 {
+        folder.put(&two, &sure, || false).unwrap_err();
+        assert_eq!(counts(dir.path()).1, 4, "what it has come to is not written again");
+        assert_eq!(names(dir.path(), UNFINISHED), [""; 0]);
+    }
+    fs::remove_dir(&manifest).unwrap();
+    put(&mut folder, &sure, &three);
+    assert_eq!(counts(dir.path()), (2, 3));
+    // And what it then is thought to have is there.
+    put(&mut folder, &sure, &two);
+    for part in two.parts().iter().chain(three.parts()) {
+        let entry = part.entry();
+        assert!(read_part(dir.path(), &entry.digest, entry.size).is_some());
+    }
+}
+
+#[test]
 fn as_many_snapshots_are_kept_as_may_be_claimed_and_the_first_of_them() {
     let dir = tempfile::tempdir().unwrap();
     let (mut folder, sure) = (Folder::open(dir.path(), N, false).unwrap(), Sure::default());
