@@ -14,6 +14,7 @@ mod damaged_macs;
 mod demo;
 mod durable;
 mod failures;
+mod guard;
 mod noise;
 mod recovery;
 mod rejoin;
