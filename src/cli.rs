@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shared_registers::cluster::Durability;
@@ -37,6 +38,11 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Ask every server how it is.
     Status(StatusArgs),
+    /// Run the guest of one server on its host, and replace it by a clean one from time to time.
+    Guard(GuardArgs),
+    /// The guest's command, as the guard runs it.
+    #[command(hide = true)]
+    Guarded(GuardedArgs),
     /// Say that a server is gone for good, so that no other waits for it.
     Retire(RetireArgs),
     /// See it all: run a cluster, measure it, kill its sequencer, go on.
@@ -144,6 +150,45 @@ pub(crate) struct RoleArgs {
     /// The process that started this one; if it ends, so does this one.
     #[arg(long, value_name = "PID", hide = true)]
     pub(crate) supervised_by: Option<i32>,
+}
+
+/// `difato guard`.
+#[derive(Args)]
+#[command(after_help = TURNS)]
+pub(crate) struct GuardArgs {
+    /// The cluster's folder.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// Which server.
+    #[arg(long)]
+    pub(crate) id: u16,
+    /// Replace the guest once in each PERIOD (as in 90s, 30m, 12h, 1d), in this server's turn
+    /// [default: only when it is convicted].
+    #[arg(long, value_name = "PERIOD", value_parser = humantime::parse_duration)]
+    pub(crate) rejuvenate: Option<Duration>,
+    /// The process that started this one; if it ends, so does this one.
+    #[arg(long, value_name = "PID", hide = true)]
+    pub(crate) supervised_by: Option<i32>,
+    /// The command that runs the guest from a clean image, such as vm/run-guest and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+const TURNS: &str = "\
+The servers take turns by the time of day, each a part of PERIOD: so their clocks must not differ by
+half of that, and PERIOD must be the same for all. A server whose turn it is is not replaced while
+another's guest writes nothing though others do. A guest that was the sequencer and proposed what it
+must not is replaced at once, when f+1 servers say so; one that ends by itself is started again.";
+
+/// `difato guarded`.
+#[derive(Args)]
+pub(crate) struct GuardedArgs {
+    /// The guard's process; if it ends, so does this one.
+    #[arg(long, value_name = "PID")]
+    pub(crate) guard: i32,
+    /// The command.
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<OsString>,
 }
 
 /// `difato send`.

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`init`], [`up`] | `cluster init`, `cluster up` |
 //! | [`role`] | `host-agent`, `guest-replica` |
+//! | [`guard`] | `guard`, and the hidden `guarded` |
 //! | [`send`], [`listen`], [`status`], [`retire`] | the same |
 //! | [`mod@bench`] | `bench`, and the hidden `floor-node` |
 //! | [`demo`] | `demo` |
@@ -20,6 +21,7 @@ mod cli;
 mod demo;
 mod escape;
 mod exit;
+mod guard;
 mod init;
 mod listen;
 mod output;
@@ -58,6 +60,8 @@ fn run(command: Command) -> Result<()> {
         Command::Cluster(ClusterCommand::Up(args)) => up::run(args),
         Command::HostAgent(args) => role::run_host_agent(args),
         Command::GuestReplica(args) => role::run_guest_replica(args),
+        Command::Guard(args) => guard::run(&args),
+        Command::Guarded(args) => guard::run_guarded(&args),
         Command::Send(args) => send::run(args),
         Command::Listen(args) => listen::run(args),
         Command::Bench(args) => bench::run(args),

@@ -34,6 +34,11 @@ fn prepare(args: &RoleArgs) -> Result<()> {
     if let Some(parent) = args.supervised_by {
         end_with(parent)?;
     }
+    log_to_stderr()
+}
+
+/// Whatever is logged from now on goes to standard error.
+pub(crate) fn log_to_stderr() -> Result<()> {
     let level = match std::env::var(LOG_VARIABLE) {
         Ok(level) => level.parse().map_err(|_| {
             let known = "error, warn, info, debug, trace or off";

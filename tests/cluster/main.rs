@@ -16,6 +16,7 @@ mod durable;
 mod failures;
 mod flood;
 mod full_disk;
+mod guard;
 mod noise;
 mod recovery;
 mod rejoin;
