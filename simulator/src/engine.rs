@@ -39,6 +39,12 @@ pub(crate) enum Event {
     LinkDial(ServerId, ServerId),
     /// A host agent starts again.
     HostStart(ServerId),
+    /// A host agent dies that had reached one other host alone, and starts again so much later.
+    HostDies { host: ServerId, reached: ServerId, back: Micros },
+    /// An operator gives a server up.
+    Retire(ServerId),
+    /// A host agent reads that incarnations of a server below this one are over.
+    HostFloor { host: ServerId, server: ServerId, below: u32 },
     /// A guest's doorbell rings.
     GuestBell(ServerId),
     /// A guest's timer; of this incarnation.
@@ -156,6 +162,8 @@ pub struct Sim {
     pub(crate) crowd: Crowd,
     pub(crate) history: History,
     pub(crate) faults: FaultCounts,
+    /// Servers that were retired, and which of their incarnations are over.
+    pub(crate) retired: Vec<(ServerId, u32)>,
     /// The faults are over.
     pub(crate) healed: bool,
 }
@@ -176,6 +184,7 @@ impl Sim {
             paused: BTreeMap::new(),
             history,
             faults: FaultCounts::new(),
+            retired: Vec::new(),
             healed: false,
             plan,
             rng,
@@ -311,8 +320,12 @@ impl Sim {
             }
             Event::LinkDial(a, b) => self.link_dial(a, b),
             // Who is down when the faults end either was started then, or stays down.
-            Event::HostStart(_) | Event::GuestStart(_) | Event::ClientStart(_) if self.healed => {}
+            Event::HostStart(_) | Event::GuestStart(_) | Event::Retire(_) if self.healed => {}
+            Event::ClientStart(_) if self.healed => {}
             Event::HostStart(host) => self.start_host(host, true),
+            Event::HostDies { host, reached, back } => self.die_half_spread(host, reached, back),
+            Event::Retire(server) => self.retire(server),
+            Event::HostFloor { host, server, below } => self.host_floor(host, server, below),
             Event::GuestBell(server) => self.guest_bell(server),
             Event::GuestTimer(server, epoch) => self.guest_timer(server, epoch),
             Event::GuestStart(server) => self.start_guest(server),

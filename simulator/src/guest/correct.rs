@@ -66,6 +66,8 @@ pub struct Correct {
     core: Core,
     /// The host has taken what an earlier guest left behind (P6).
     drained: bool,
+    /// R6: the host recovers: everything can be read, and nothing written.
+    reads_only: bool,
     /// Frames for which the write file has no room.
     frames: VecDeque<(Seq, Vec<u8>)>,
     /// The longest that each queue has been.
@@ -91,14 +93,17 @@ impl Correct {
     pub fn start(now: Micros, config: &GuestConfig, read: Memory, write: Memory) -> Correct {
         let registers = GuestRegisters::attach(config.geometry, read, write);
         let replica = Replica::new(config.replica.clone(), Box::new(Tally::default()));
+        let registers = registers.expect("the engine made the files for this geometry");
+        let reads_only = registers.recovering().is_some();
         Correct {
             me: config.me,
             n: config.n,
             clients: config.replica.clients as usize,
             config: config.replica.clone(),
-            registers: registers.expect("the engine made the files for this geometry"),
+            registers,
             core: Core::reading(replica),
-            drained: false,
+            drained: reads_only,
+            reads_only,
             frames: VecDeque::new(),
             longest: Longest::default(),
             subscribers: Subscribers::default(),
@@ -114,6 +119,7 @@ impl Correct {
         let mut rung = false;
         match input {
             GuestInput::FromClient(client, message) => self.on_client(now, client, message, out),
+            GuestInput::FromGuest(_, _) if self.reads_only => {}
             GuestInput::FromGuest(server, order) => {
                 if let Some(replica) = self.core.at_work() {
                     replica.step(now, Input::Forward(server, order), &mut self.out);
@@ -179,6 +185,9 @@ impl Correct {
     ) {
         let known = self.core.replica();
         let Some(message) = self.subscribers.take(known, client, message, out) else { return };
+        if self.reads_only && matches!(message, ToServer::Order(_)) {
+            return;
+        }
         let Some(replica) = self.core.at_work() else { return };
         let order = match &message {
             ToServer::Order(order) => Some(order.id),
@@ -273,7 +282,8 @@ impl Correct {
         let news = self.longest.is(u32::from(self.me.0), catch_up.queue());
         out.extend(news.map(GuestOutput::Note));
         // P6: its own stream must be complete before it is read, so that nothing is written twice.
-        if !catch_up.is_whole(&self.registers) || !self.registers.drained() {
+        let drained = self.registers.drained() || self.reads_only;
+        if !catch_up.is_whole(&self.registers) || !drained {
             self.hints_at = now.plus(HINTS_EVERY);
             return false;
         }
@@ -356,6 +366,10 @@ impl Correct {
 
     /// Tells the core what was dropped and what the hints are, and lets it act.
     fn act(&mut self, now: Micros, rung: bool) {
+        if self.reads_only {
+            self.hints_at = now.plus(HINTS_EVERY);
+            return;
+        }
         let Some(replica) = self.core.at_work() else { return };
         if let Some(notice) = self.registers.drop_notice() {
             // Frames that follow a dropped one are void (R1): the core writes them anew.
