@@ -248,9 +248,7 @@ impl Peers {
 
     /// R6: whether what comes from `peer` comes from an incarnation that is listened to.
     pub(crate) fn listens(&self, peer: ServerId, floor: u32) -> bool {
-        self.peers[peer.index()]
-            .incarnation
-            .is_some_and(|incarnation| incarnation >= floor || broken(Canary::R6Floor))
+        self.peers[peer.index()].incarnation.is_some_and(|incarnation| incarnation >= floor)
     }
 
     /// R6: a peer said which incarnation it is, if any. Of one that is over nothing is taken, and it

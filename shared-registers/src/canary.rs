@@ -49,8 +49,6 @@ canaries! {
     R6OtherBoot,
     /// R6: a host that recovers has enough of the answers of whoever is first, its own and `f`.
     R6Answers,
-    /// R6: what comes from an incarnation that is over is taken.
-    R6Floor,
     /// R6: a host that recovers takes frames of its guest's meanwhile.
     R6Early,
     /// R6: a host goes on before its own last record's past is there.
@@ -121,6 +119,8 @@ canaries! {
     S6Quorum,
     /// Section 6: a claim counts though its record had not seen the whole cut.
     S6Seen,
+    /// Section 6: a checkpoint is claimed before its snapshot is stored.
+    S6Store,
     /// Section 6: a snapshot leaves out the writers' last CHANGEs.
     S6LastChange,
     /// Section 6: a snapshot leaves out that the next term is dead.

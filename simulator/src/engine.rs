@@ -53,6 +53,8 @@ pub(crate) enum Event {
     GuestStart(ServerId),
     /// A guest learns that a client's connection is gone.
     GuestLost { server: ServerId, client: ClientId, epoch: u64 },
+    /// A guest learns that its connection to another, of which it fetches, is gone.
+    SourceLost { server: ServerId, source: ServerId, epoch: u64 },
     /// A client's message comes, on the connection of this generation.
     ToServer { client: ClientId, server: ServerId, generation: u64, message: ToServer },
     /// A guest's message comes to a client.
@@ -99,9 +101,9 @@ impl Event {
             Event::HostLink { host, .. } => Some(Process::Host(*host)),
             Event::HostFrame { to, .. } => Some(Process::Host(*to)),
             Event::GuestBell(s) | Event::GuestTimer(s, _) => Some(Process::Guest(*s)),
-            Event::GuestLost { server, .. } | Event::ToServer { server, .. } => {
-                Some(Process::Guest(*server))
-            }
+            Event::GuestLost { server, .. }
+            | Event::SourceLost { server, .. }
+            | Event::ToServer { server, .. } => Some(Process::Guest(*server)),
             Event::Forward { to, .. } | Event::Transfer { to, .. } => Some(Process::Guest(*to)),
             _ => None,
         }
@@ -330,6 +332,9 @@ impl Sim {
             Event::GuestTimer(server, epoch) => self.guest_timer(server, epoch),
             Event::GuestStart(server) => self.start_guest(server),
             Event::GuestLost { server, client, epoch } => self.guest_lost(server, client, epoch),
+            Event::SourceLost { server, source, epoch } => {
+                self.guest_lost_source(server, source, epoch);
+            }
             Event::ToServer { client, server, generation, message } => {
                 self.reach_server(client, server, generation, message);
             }

@@ -21,6 +21,10 @@ pub(crate) enum Fault {
     HostCrash,
     /// A host dies, and something becomes of its file (R6).
     HostLoss,
+    /// A guest dies, and its store is deleted.
+    Wipe,
+    /// Everything dies at once.
+    All,
     /// A guest dies.
     GuestCrash,
     /// A process stops for a while.
@@ -56,6 +60,8 @@ impl Sim {
             Fault::LinkDown => self.plan.trusted.down_every,
             Fault::HostCrash => processes.host_crash_every,
             Fault::HostLoss => self.plan.hosts.loss_every,
+            Fault::Wipe => self.plan.hosts.wipe_every,
+            Fault::All => self.plan.hosts.all_every,
             Fault::GuestCrash => processes.guest_crash_every,
             Fault::Pause => processes.pause_every,
             Fault::Lag => processes.lag_every,
@@ -75,6 +81,8 @@ impl Sim {
             Fault::Lag,
             Fault::ClockJump,
             Fault::HostLoss,
+            Fault::Wipe,
+            Fault::All,
         ];
         faults.extend(self.crowd.ids().map(Fault::ClientCrash));
         for fault in faults {
@@ -127,6 +135,8 @@ impl Sim {
                     self.after(time, Event::GuestStart(server));
                 }
             }
+            Fault::Wipe => self.wipe_guest(server, time),
+            Fault::All => self.kill_all(most),
             Fault::Pause => self.inject_pause(server, time),
             Fault::Lag => {
                 self.pause(Process::Guest(server), time);
@@ -242,7 +252,7 @@ impl Sim {
             }
             if entry.host.is_some() {
                 self.start_guest(server);
-            } else if self.plan.processes.stay_down {
+            } else if self.plan.processes.stay_down && !entry.felled {
                 self.count("host stays down");
                 self.stop_guest(server);
             } else {

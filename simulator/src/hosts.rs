@@ -111,7 +111,7 @@ impl Sim {
         }
         server.host = Some(process);
         server.host_epoch += 1;
-        (server.dies_after, server.tick) = (None, None);
+        (server.dies_after, server.tick, server.felled) = (None, None, false);
         let epoch = server.host_epoch;
         let recovers = found.recovers;
         let started = Happened::HostStarted { host, recovers, copied, exposed, changes };
@@ -414,8 +414,10 @@ impl Sim {
                 let seq = Seq(*known);
                 bytes.clear();
                 assert!(process.registers().record(writer, seq, &mut bytes), "it is copied");
+                let known = self.trusted.records[writer.index()].len() as u64;
                 let record = self.trusted.note(writer, seq, &bytes);
-                if host == writer {
+                // One that comes back to a host that lost it was admitted before (R6).
+                if host == writer && seq.0 > known {
                     self.note_admitted(&record, &bytes);
                 }
                 self.history.push(self.now, Happened::Copied { host, record });

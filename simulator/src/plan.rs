@@ -48,13 +48,13 @@ pub struct Plan {
     pub trusted: TrustedPlan,
     /// What becomes of processes.
     pub processes: ProcessPlan,
-    /// What becomes of hosts' files.
+    /// What becomes of servers' files.
     pub hosts: HostPlan,
     /// How long the faults last.
     pub duration: Micros,
 }
 
-/// What becomes of hosts' files (R6).
+/// What becomes of hosts' files (R6), and of guests' (section 6).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostPlan {
     /// Durability `disk`.
@@ -63,6 +63,12 @@ pub struct HostPlan {
     pub loss_every: Option<(Micros, Micros)>,
     /// Thousandths of hosts that are down whose server is retired meanwhile.
     pub retired: u32,
+    /// Guests have stores of snapshots on their disks, and so long does it take to write one.
+    pub store: Option<Micros>,
+    /// Mean time between stores that are deleted, and how long such a guest is down at most.
+    pub wipe_every: Option<(Micros, Micros)>,
+    /// Mean time between deaths of everything at once, and how long something is down at most.
+    pub all_every: Option<(Micros, Micros)>,
 }
 
 /// The rings, and what fills them. `K` of section 6 is a quarter of a ring.
@@ -351,7 +357,14 @@ impl HostPlan {
     fn draw(rng: &mut ChaCha8Rng) -> HostPlan {
         let durable = rng.random_bool(0.25);
         let loss_every = rng.random_bool(0.6).then(|| (ms(rng, 200, 3_000), ms(rng, 1, 1_500)));
-        HostPlan { durable, loss_every, retired: rate(rng, 400) }
+        HostPlan {
+            durable,
+            loss_every,
+            retired: rate(rng, 400),
+            store: Some(ms(rng, 0, 60)),
+            wipe_every: spells(rng, (300, 4_000), 1_000),
+            all_every: spells(rng, (1_000, 6_000), 800),
+        }
     }
 }
 

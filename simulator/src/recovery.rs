@@ -210,6 +210,13 @@ impl Sim {
         }
         self.after(back, Event::HostStart(host));
         self.follow_loss(host, back);
+        if self.may_fail(reached) && self.happens(self.plan.hosts.retired) {
+            // Nobody waits for it then, and it comes back with records that nobody else has.
+            self.crash_host(reached);
+            self.retire(reached);
+            let back = self.between((Micros(50_000), Micros(800_000)));
+            self.after(back, Event::HostStart(reached));
+        }
     }
 
     /// A host died of which something is lost: its guest may go with it.
@@ -240,8 +247,54 @@ impl Sim {
         self.history.push(self.now, Happened::HostRecovered { host, end });
     }
 
+    /// A guest dies, and its store is deleted.
+    pub(crate) fn wipe_guest(&mut self, server: ServerId, back: Micros) {
+        let entry = &self.servers[server.index()];
+        let Some((disk, _)) = entry.config.store.clone().filter(|_| entry.guest.is_some()) else {
+            return;
+        };
+        if !self.may_fail(server) {
+            return;
+        }
+        self.count("guest wiped");
+        self.stop_guest(server);
+        disk.wipe();
+        let entry = &mut self.servers[server.index()];
+        entry.wiped = Some(entry.copied[server.index()]);
+        self.after(back, Event::GuestStart(server));
+    }
+
+    /// All guests die at once, and perhaps all hosts, or all machines lose their power. Nothing is
+    /// lost by that but what nobody was told of.
+    pub(crate) fn kill_all(&mut self, most: Micros) {
+        let what = self.rng.random_range(0..3);
+        self.count(["all guests die", "all processes die", "power failure everywhere"][what]);
+        let durable = self.plan.hosts.durable;
+        for server in ServerId::all(self.plan.n) {
+            let back = self.between((Micros(100), most));
+            if what > 0 && self.servers[server.index()].host.is_some() {
+                let loss = &mut self.servers[server.index()].loss;
+                if what == 2 && loss.is_none() {
+                    *loss = Some(if durable { Loss::Power } else { Loss::PowerLate });
+                }
+                self.crash_host(server);
+                self.servers[server.index()].felled = true;
+                self.after(back, Event::HostStart(server));
+            }
+            self.stop_guest(server);
+            let back = self.between((Micros(100), most));
+            self.after(back, Event::GuestStart(server));
+        }
+    }
+
     /// A correct guest has read that a checkpoint is stable.
     pub(crate) fn note_stable(&mut self, checkpoint: &Checkpoint) {
+        for (me, server) in ServerId::all(self.plan.n).zip(&mut self.servers) {
+            let Some((disk, _)) = &server.config.store else { continue };
+            let stored =
+                |upto: &mut u64| checkpoint.cut[me.index()] >= *upto && disk.covers(me, *upto);
+            server.wiped.take_if(stored);
+        }
         for server in self.servers.iter_mut().filter(|server| !server.recovering) {
             let covers = |shown: &mut Vec<u64>| {
                 shown.iter().zip(&checkpoint.cut).all(|(shown, cut)| shown <= cut)

@@ -10,6 +10,7 @@ use crate::clock::Clock;
 use crate::cluster::{self, CLUSTER};
 use crate::engine::{Event, Sim};
 use crate::faults::Timer;
+use crate::guest::store::Disk;
 use crate::guest::{Guest, GuestConfig, GuestInput, GuestOutput};
 use crate::history::{Event as Happened, Longest};
 use crate::memory::{Memory, SimWords};
@@ -37,6 +38,8 @@ pub(crate) struct Server {
     pub(crate) loss: Option<Loss>,
     /// Names the boot of its machine.
     pub(crate) boot: u64,
+    /// It died with all others: no fault of its own.
+    pub(crate) felled: bool,
     /// How often its host began to recover, and whether it does, or did when it died.
     pub(crate) recoveries: u64,
     pub(crate) recovering: bool,
@@ -44,6 +47,9 @@ pub(crate) struct Server {
     pub(crate) retired: bool,
     /// What its guest was shown before its host lost records, until a checkpoint covers that.
     pub(crate) shown_before: Option<Vec<u64>>,
+    /// Its guest's store was deleted: so many records had it written, and no stable checkpoint that
+    /// covers them is stored yet.
+    pub(crate) wiped: Option<u64>,
     /// Under what its guest began (R6).
     began_under: (u64, u64, u64),
     /// That step is one in which it takes a frame of its guest's.
@@ -84,6 +90,7 @@ impl Server {
             seed: rng.next_u64(),
             lying: lying.collect(),
             script: plan.script.clone(),
+            store: plan.hosts.store.map(|takes| (Disk::default(), takes)),
         };
         Server {
             read: memory(geometry.read_file_bytes(), plan),
@@ -96,10 +103,12 @@ impl Server {
             dies_after: None,
             loss: None,
             boot: 0,
+            felled: false,
             recoveries: 0,
             recovering: false,
             retired: false,
             shown_before: None,
+            wiped: None,
             began_under: (0, 0, 0),
             dies_admitting: false,
             copied: vec![0; plan.n],
@@ -117,12 +126,13 @@ impl Server {
 }
 
 impl Server {
-    /// Its guest has no replica, or may find that it has none: records are reclaimed, and it has not
-    /// read what is left. Until it has a snapshot it is faulty: snapshots are in the guests' memory
-    /// alone, so if all of them restarted at a time, none would be left.
+    /// Its guest's store was deleted, and what was there may be nowhere else; so it is faulty until
+    /// it has stored a stable checkpoint that covers what it claimed before. Where guests have no
+    /// stores, all that restart lose their snapshots.
     pub(crate) fn is_behind(&self) -> bool {
         let reclaimed = self.first.iter().any(|first| *first > 0);
-        reclaimed && self.guest.as_ref().is_some_and(|guest| !guest.serves())
+        let forgets = self.config.store.is_none() && reclaimed;
+        self.wiped.is_some() || forgets && self.guest.as_ref().is_some_and(|guest| !guest.serves())
     }
 }
 
@@ -187,6 +197,13 @@ impl Sim {
             for client in self.crowd.ids() {
                 self.break_connection(client, server);
             }
+            self.break_transfers(server);
+        }
+    }
+
+    pub(crate) fn guest_lost_source(&mut self, server: ServerId, source: ServerId, epoch: u64) {
+        if self.servers[server.index()].guest_epoch == epoch {
+            self.step_guest(server, GuestInput::SourceLost(source));
         }
     }
 

@@ -14,6 +14,7 @@ use shared_registers::ids::{ClientId, Micros, OrderNumber, Seq, ServerId};
 use shared_registers::record::Checkpoint;
 
 use super::catch_up::CatchUp;
+use super::store::Store;
 use super::subscribers::Subscribers;
 use super::{GuestConfig, GuestInput, GuestOutput};
 use crate::application::Tally;
@@ -36,7 +37,10 @@ enum Core {
 }
 
 impl Core {
-    fn reading(replica: Replica) -> Core {
+    fn reading(mut replica: Replica, stores: bool) -> Core {
+        if stores {
+            replica.claim_after_store();
+        }
         Core::Replica { replica: Box::new(replica), at_work: false }
     }
 
@@ -68,6 +72,7 @@ pub struct Correct {
     drained: bool,
     /// R6: the host recovers: everything can be read, and nothing written.
     reads_only: bool,
+    store: Option<Store>,
     /// Frames for which the write file has no room.
     frames: VecDeque<(Seq, Vec<u8>)>,
     /// The longest that each queue has been.
@@ -101,8 +106,9 @@ impl Correct {
             clients: config.replica.clients as usize,
             config: config.replica.clone(),
             registers,
-            core: Core::reading(replica),
+            core: Core::reading(replica, config.store.is_some()),
             drained: reads_only,
+            store: config.store.clone().map(|(disk, takes)| Store::new(disk, takes)),
             reads_only,
             frames: VecDeque::new(),
             longest: Longest::default(),
@@ -126,6 +132,11 @@ impl Correct {
                 }
             }
             GuestInput::Transfer(server, message) => self.on_transfer(now, server, message, out),
+            GuestInput::SourceLost(source) => {
+                if let Core::CatchingUp(catch_up) = &mut self.core {
+                    catch_up.lost(now, source);
+                }
+            }
             GuestInput::ClientLost(client) => self.subscribers.lose(client),
             GuestInput::Registers => rung = true,
             GuestInput::Timer => {}
@@ -133,7 +144,8 @@ impl Correct {
         for _ in 0..TURNS {
             let more = self.turn(now, std::mem::take(&mut rung), out);
             self.registers.doze();
-            let news = self.drained && self.registers.has_news();
+            let reads = self.drained || self.store.is_some();
+            let news = reads && self.registers.has_news();
             if !more && !news {
                 return;
             }
@@ -149,7 +161,8 @@ impl Correct {
             Core::Replica { replica, at_work } => replica.next_deadline().filter(|_| *at_work),
             Core::CatchingUp(catch_up) => catch_up.next_deadline(),
         };
-        Some(core.map_or(self.hints_at, |at| at.min(self.hints_at)))
+        let stored = self.store.as_ref().and_then(Store::next_deadline);
+        [core, stored, Some(self.hints_at)].into_iter().flatten().min()
     }
 
     /// Whether it takes connections yet (P6).
@@ -211,21 +224,25 @@ impl Correct {
     fn turn(&mut self, now: Micros, rung: bool, out: &mut Vec<GuestOutput>) -> bool {
         if !self.drained {
             // P6: what an earlier guest left behind enters the stream first.
-            if !self.registers.drained() {
+            self.drained = self.reads_only || self.registers.drained();
+            if !self.drained {
                 self.hints_at = now.plus(HINTS_EVERY);
-                return false;
+                if self.store.is_none() {
+                    return false;
+                }
             }
-            self.drained = true;
         }
+        self.take_stored(now);
         let unread = match self.core {
             Core::Replica { .. } => self.read_records(now, out),
             Core::CatchingUp(_) => self.catch_up(now, out),
         };
         if let Core::Replica { at_work, .. } = &mut self.core {
             // P6: everything that was exposed is read, the own stream included.
-            *at_work |= !unread;
+            *at_work |= !unread && self.drained;
         }
         self.act(now, rung);
+        self.store(now, unread);
         self.carry_out(out);
         let Some(replica) = self.core.replica() else { return unread };
         self.subscribers.pump(replica, out) || unread
@@ -265,12 +282,16 @@ impl Correct {
 
     /// A record that is to be read is reclaimed: all that the replica knows is void.
     fn fall_behind(&mut self, out: &mut Vec<GuestOutput>) {
-        let Some(replica) = self.core.replica() else { return };
-        let stable = replica.stable().cloned();
+        let Core::Replica { replica, .. } = &mut self.core else { return };
+        let (known, stable) = match self.store.is_some() {
+            true => (replica.content().parts, replica.stable().cloned()),
+            false => (vec![], replica.stable().cloned()),
+        };
         // What it wanted to write is of a replica that is gone.
         self.out.retain(|output| !matches!(output, Output::Write { .. }));
         self.frames.clear();
-        let catch_up = CatchUp::new(&self.config, stable, &mut self.registers);
+        let catch_up = CatchUp::new(&self.config, known, stable, &mut self.registers);
+        self.drained &= self.store.is_none();
         self.core = Core::CatchingUp(Box::new(catch_up));
         out.push(GuestOutput::Note(Event::FellBehind { server: self.me }));
     }
@@ -278,11 +299,11 @@ impl Correct {
     /// Goes on with catching up. Returns whether it has a replica again.
     fn catch_up(&mut self, now: Micros, out: &mut Vec<GuestOutput>) -> bool {
         let Core::CatchingUp(catch_up) = &mut self.core else { return false };
-        catch_up.turn(now, &mut self.registers, out);
+        catch_up.turn(now, &mut self.registers, self.store.as_ref().map(Store::disk), out);
         let news = self.longest.is(u32::from(self.me.0), catch_up.queue());
         out.extend(news.map(GuestOutput::Note));
         // P6: its own stream must be complete before it is read, so that nothing is written twice.
-        let drained = self.registers.drained() || self.reads_only;
+        let drained = self.reads_only || self.store.is_some() || self.registers.drained();
         if !catch_up.is_whole(&self.registers) || !drained {
             self.hints_at = now.plus(HINTS_EVERY);
             return false;
@@ -301,8 +322,30 @@ impl Correct {
             settled: Some(checkpoint.cut.clone()),
         };
         out.push(GuestOutput::Note(Event::Restored { server, checkpoint, order, chain }));
-        self.core = Core::reading(replica);
+        self.core = Core::reading(replica, self.store.is_some());
         true
+    }
+
+    /// What is stored by now may be claimed.
+    fn take_stored(&mut self, now: Micros) {
+        let Some(store) = &mut self.store else { return };
+        while let Some(checkpoint) = store.take_stored(now) {
+            if let Core::Replica { replica, .. } = &mut self.core {
+                replica.on_stored(&checkpoint);
+            }
+        }
+    }
+
+    /// Hands out what is to be stored, and says what may go. Not on the way through old records.
+    fn store(&mut self, now: Micros, unread: bool) {
+        let Some(store) = &mut self.store else { return };
+        let Core::Replica { replica, at_work } = &mut self.core else { return };
+        if *at_work || !unread {
+            if let Some(snapshot) = replica.to_store() {
+                store.put(now, snapshot);
+            }
+            store.settle(replica.settled());
+        }
     }
 
     /// Tells the history what the last record brought.
