@@ -1,22 +1,19 @@
 //! Catching up (P6, section 6): the way back of a guest whose records are reclaimed.
 //!
-//! It looks through what is left of the streams for checkpoint claims, which say what is stable;
-//! takes the snapshot of the newest stable checkpoint out of its own store, as far as it is there,
-//! and fetches the rest from the other guests, who may lie but not about that; and has all streams
-//! read on behind its cut. The cluster does not wait meanwhile: it goes on looking, and as soon as a
-//! newer checkpoint is stable it turns to that one, since nobody keeps the one before. What has not
-//! changed between the two is not fetched again; nor is what a replica that fell behind knew already.
+//! `protocol::catch_up` knows what it wants and when it has it. This shows it what is left of the
+//! streams, gives it what the own store has of the snapshot that it wants, carries its questions to
+//! the other guests and their answers back, and has all streams read on behind the cut.
 
 use std::sync::Arc;
 
+use protocol::catch_up;
 use protocol::messages::{CatchingUp, Stage, ToGuest};
 use protocol::replica::Config;
 use protocol::snapshot::{Entry, Part, Snapshot};
-use protocol::transfer::{Fetch, FetchConfig};
-use shared_registers::checkpoint::Claims;
+use protocol::transfer::FetchConfig;
 use shared_registers::guest_side::Next;
 use shared_registers::ids::{Micros, Seq, ServerId};
-use shared_registers::record::{Accept, Body, Checkpoint, Record};
+use shared_registers::record::Checkpoint;
 
 use crate::counters::Counters;
 use crate::error::GuestError;
@@ -29,18 +26,14 @@ use crate::store::Store;
 
 /// A guest without a replica, on its way to one.
 pub(crate) struct CatchUp {
-    config: FetchConfig,
-    /// What is left of the streams says so.
-    claims: Claims,
+    n: usize,
+    core: catch_up::CatchUp,
     /// Everything that is left was looked at once.
     looked: bool,
-    fetch: Option<Fetch>,
     /// The own store was asked for the manifest.
     asked_for_manifest: bool,
     /// Parts that it is still to be asked for; `None` as long as the manifest is not there.
     to_load: Option<Vec<Entry>>,
-    /// Parts of a snapshot that are known already.
-    known: Vec<Arc<Part>>,
     began: Micros,
     /// Who sent something last.
     source: Option<ServerId>,
@@ -61,14 +54,13 @@ impl CatchUp {
     ) -> CatchUp {
         let Config { me, n, cluster, .. } = *config;
         ServerId::all(n).for_each(|writer| files.rewind(writer));
+        let config = FetchConfig { me, n, cluster, silence: SOURCE_SILENCE };
         CatchUp {
-            config: FetchConfig { me, n, cluster, silence: SOURCE_SILENCE },
-            claims: Claims::new(n, stable),
+            n,
+            core: catch_up::CatchUp::new(config, known, stable),
             looked: false,
-            fetch: None,
             asked_for_manifest: false,
             to_load: None,
-            known,
             began: now,
             source: None,
             bytes: 0,
@@ -88,7 +80,7 @@ impl CatchUp {
     ) -> Result<bool, GuestError> {
         let more = self.look(registers)?;
         self.looked |= !more;
-        if self.looked && !self.is_whole(&registers.files) {
+        if self.looked {
             self.choose(&registers.files);
         }
         self.take_answers(now, peers, counters);
@@ -103,7 +95,7 @@ impl CatchUp {
     /// Takes out of the own store what is wanted and there, some MiB at a time. Returns whether
     /// there may be more.
     fn load(&mut self, store: &Store, counters: &mut Counters) -> bool {
-        let Some(fetch) = &mut self.fetch else { return false };
+        let Some(fetch) = self.core.fetch_mut() else { return false };
         if !std::mem::replace(&mut self.asked_for_manifest, true) {
             store.offer_manifest(fetch, counters);
         }
@@ -120,15 +112,15 @@ impl CatchUp {
         true
     }
 
-    /// Counts the claims of records that are there. Returns whether there may be more.
+    /// Shows it the records that are there. Returns whether there may be more.
     fn look(&mut self, registers: &mut Registers) -> Result<bool, GuestError> {
         let mut count = 0;
         while count < RECORDS_PER_TURN {
             let before = count;
-            for writer in ServerId::all(self.config.n) {
+            for writer in ServerId::all(self.n) {
                 count += self.look_at(writer, registers)?;
             }
-            if count == before {
+            if !self.core.count_next() && count == before {
                 return Ok(false);
             }
         }
@@ -141,6 +133,9 @@ impl CatchUp {
         registers: &mut Registers,
     ) -> Result<usize, GuestError> {
         for count in 0..RECORDS_PER_PASS {
+            if self.core.waits(writer) {
+                return Ok(count);
+            }
             match registers.files.next(writer) {
                 Next::Nothing => return Ok(count),
                 // It went while it was looked at.
@@ -152,37 +147,22 @@ impl CatchUp {
                     let path = registers.read_path().to_owned();
                     return Err(GuestError::Damaged { path, writer });
                 }
-                Next::Record(record) => {
-                    count_claim(&mut self.claims, self.config.n, &record);
-                }
+                Next::Record(record) => self.core.show(&record),
             }
             registers.files.advance(writer);
         }
         Ok(RECORDS_PER_PASS)
     }
 
-    /// Turns to the newest stable checkpoint, if what lies behind its cut is still there.
     fn choose(&mut self, files: &Files) {
-        let Some(stable) = self.claims.stable() else { return };
-        let known = self.fetch.as_ref().is_some_and(|fetch| fetch.wanted() == stable);
-        if known || is_reclaimed(stable, files) {
-            return;
-        }
+        let Some(stable) = self.core.choose(|writer| files.first(writer)) else { return };
         tracing::info!(term = %stable.term, batch = %stable.batch.0, "a snapshot is wanted");
         (self.asked_for_manifest, self.to_load) = (false, None);
-        match &mut self.fetch {
-            Some(fetch) => fetch.restart(stable.clone()),
-            None => {
-                let mut fetch = Fetch::new(self.config, stable.clone());
-                fetch.know(std::mem::take(&mut self.known));
-                self.fetch = Some(fetch);
-            }
-        }
     }
 
     fn take_answers(&mut self, now: Micros, peers: &mut Peers, counters: &mut Counters) {
         let news = peers.take_news();
-        let Some(fetch) = &mut self.fetch else { return };
+        let Some(fetch) = self.core.fetch_mut() else { return };
         for news in news {
             match news {
                 News::Answer(source, answer) => {
@@ -202,7 +182,7 @@ impl CatchUp {
     }
 
     fn ask(&mut self, now: Micros, peers: &mut Peers) {
-        let Some(fetch) = &mut self.fetch else { return };
+        let Some(fetch) = self.core.fetch_mut() else { return };
         let mut questions = Vec::new();
         fetch.poll(now, &mut questions);
         for (source, question) in questions {
@@ -216,19 +196,18 @@ impl CatchUp {
 
     /// Whether a snapshot is there, and what lies behind its cut too.
     pub(crate) fn is_whole(&self, files: &Files) -> bool {
-        let fetch = self.fetch.as_ref().filter(|fetch| fetch.is_complete());
-        fetch.is_some_and(|fetch| !is_reclaimed(fetch.wanted(), files))
+        self.core.is_whole(|writer| files.first(writer))
     }
 
     /// Takes the snapshot, and has all streams read on behind its cut. `None` if that was reclaimed
     /// just now: then it goes on.
     pub(crate) fn take_snapshot(&mut self, now: Micros, files: &mut Files) -> Option<Snapshot> {
         self.log(now, "got a snapshot");
-        let snapshot = self.fetch.as_ref()?.snapshot()?;
+        let snapshot = self.core.fetch()?.snapshot()?;
         let cut = &snapshot.checkpoint().cut;
-        for (writer, read) in ServerId::all(self.config.n).zip(cut) {
+        for (writer, read) in ServerId::all(self.n).zip(cut) {
             if files.seek(writer, Seq(*read)).is_err() {
-                ServerId::all(self.config.n).for_each(|writer| files.rewind(writer));
+                ServerId::all(self.n).for_each(|writer| files.rewind(writer));
                 self.looked = false;
                 return None;
             }
@@ -238,12 +217,12 @@ impl CatchUp {
 
     /// The deadline of what others were asked for.
     pub(crate) fn next_deadline(&self) -> Option<Micros> {
-        self.fetch.as_ref().and_then(Fetch::next_deadline)
+        self.core.fetch().and_then(|fetch| fetch.next_deadline())
     }
 
     /// How far it is.
     pub(crate) fn status(&self) -> CatchingUp {
-        let Some(fetch) = &self.fetch else {
+        let Some(fetch) = self.core.fetch() else {
             return CatchingUp { stage: Stage::Looking, ..CatchingUp::default() };
         };
         let progress = fetch.progress();
@@ -256,7 +235,7 @@ impl CatchUp {
     }
 
     fn log(&self, now: Micros, what: &str) {
-        let Some(fetch) = &self.fetch else { return };
+        let Some(fetch) = self.core.fetch() else { return };
         let progress = fetch.progress();
         let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
         tracing::info!(
@@ -267,18 +246,5 @@ impl CatchUp {
             seconds = %format_args!("{:.1}", now.since(self.began).0 as f64 / 1e6),
             "{what}",
         );
-    }
-}
-
-/// Whether records that come right behind the cut of a checkpoint are reclaimed.
-fn is_reclaimed(checkpoint: &Checkpoint, files: &Files) -> bool {
-    let cuts = ServerId::all(checkpoint.cut.len()).zip(&checkpoint.cut);
-    cuts.into_iter().any(|(writer, cut)| files.first(writer).0 > *cut)
-}
-
-/// Counts the claim of a record, if it has one.
-fn count_claim(claims: &mut Claims, n: usize, record: &Record<'_>) {
-    if let Ok(Body::Accept(Accept { checkpoint: Some(claim), .. })) = Body::decode(record.body, n) {
-        claims.count(&record.stamp, &claim);
     }
 }

@@ -186,8 +186,7 @@ fn reopen(
         Err(why) => return Ok(Err(why.to_string())),
     };
     // R6: memory that went down with the machine may have held records that others have seen.
-    let kept = registers.header(read::DURABLE) == 1 || registers.header(read::CLEAN) == 1;
-    if registers.header(read::BOOT) != boot && !kept {
+    if registers.may_lack_records(boot) {
         let why = "was in use when the machine went down, so its last records may be lost";
         return Ok(Err(why.to_owned()));
     }

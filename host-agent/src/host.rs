@@ -228,7 +228,8 @@ impl<R: WordsMut, W: Words> Host<R, W> {
     /// R7, R6: a frame that found no room finds none until a checkpoint is stable, and none is taken
     /// for a stream whose end is not known.
     fn waits(&self) -> bool {
-        self.full[self.me.index()] || self.recovery.is_some()
+        let recovers = self.recovery.is_some() && !broken(Canary::R6Early);
+        self.full[self.me.index()] || recovers
     }
 
     /// R6: for which hosts this one waits, one bit for each, if it recovers.

@@ -45,6 +45,14 @@ canaries! {
     R4Stamp,
     /// R5: a host hands on its own records alone.
     R5ThirdParties,
+    /// R6: a host goes on with a file that another boot of its machine left in mid-work.
+    R6OtherBoot,
+    /// R6: a host that recovers has enough of the answers of whoever is first, its own and `f`.
+    R6Answers,
+    /// R6: a host that recovers takes frames of its guest's meanwhile.
+    R6Early,
+    /// R6: a host goes on before its own last record's past is there.
+    R6Past,
     /// V0: a record is read before what its `seen` names.
     V0Seen,
     /// V1: a vote counts whatever segment it stands in.
@@ -109,6 +117,10 @@ canaries! {
     S6Cut,
     /// Section 6: `f` equal claims make a checkpoint stable.
     S6Quorum,
+    /// Section 6: a claim counts though its record had not seen the whole cut.
+    S6Seen,
+    /// Section 6: a checkpoint is claimed before its snapshot is stored.
+    S6Store,
     /// Section 6: a snapshot leaves out the writers' last CHANGEs.
     S6LastChange,
     /// Section 6: a snapshot leaves out that the next term is dead.

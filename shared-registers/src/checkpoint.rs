@@ -34,7 +34,7 @@ impl Claims {
     pub fn count(&mut self, stamp: &Stamp, claim: &Checkpoint) -> Option<&Checkpoint> {
         // A claim speaks of what its own record has seen, and of more than is stable already.
         let seen = claim.cut.iter().zip(&stamp.seen).all(|(cut, seen)| cut <= seen);
-        if !seen || !self.is_news(claim) {
+        if !(seen || broken(Canary::S6Seen)) || !self.is_news(claim) {
             return None;
         }
         let held = &mut self.held[stamp.writer.index()];

@@ -392,6 +392,13 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         self.read.store(which, value, Ordering::Relaxed);
     }
 
+    /// R6: whether its last records may be lost: the file is of another `boot` than this one, and
+    /// was in use when the machine went down, in whose memory they were.
+    pub fn may_lack_records(&self, boot: u64) -> bool {
+        let kept = self.header(read::DURABLE) == 1 || self.header(read::CLEAN) == 1;
+        self.header(read::BOOT) != boot && !kept && !broken(Canary::R6OtherBoot)
+    }
+
     /// Adds to a counter.
     pub fn count(&self, counter: Counter, by: u64) {
         self.add(counter as usize, by);

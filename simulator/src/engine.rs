@@ -39,6 +39,12 @@ pub(crate) enum Event {
     LinkDial(ServerId, ServerId),
     /// A host agent starts again.
     HostStart(ServerId),
+    /// A host agent dies that had reached one other host alone, and starts again so much later.
+    HostDies { host: ServerId, reached: ServerId, back: Micros },
+    /// An operator gives a server up.
+    Retire(ServerId),
+    /// A host agent reads that incarnations of a server below this one are over.
+    HostFloor { host: ServerId, server: ServerId, below: u32 },
     /// A guest's doorbell rings.
     GuestBell(ServerId),
     /// A guest's timer; of this incarnation.
@@ -47,6 +53,8 @@ pub(crate) enum Event {
     GuestStart(ServerId),
     /// A guest learns that a client's connection is gone.
     GuestLost { server: ServerId, client: ClientId, epoch: u64 },
+    /// A guest learns that its connection to another, of which it fetches, is gone.
+    SourceLost { server: ServerId, source: ServerId, epoch: u64 },
     /// A client's message comes, on the connection of this generation.
     ToServer { client: ClientId, server: ServerId, generation: u64, message: ToServer },
     /// A guest's message comes to a client.
@@ -93,9 +101,9 @@ impl Event {
             Event::HostLink { host, .. } => Some(Process::Host(*host)),
             Event::HostFrame { to, .. } => Some(Process::Host(*to)),
             Event::GuestBell(s) | Event::GuestTimer(s, _) => Some(Process::Guest(*s)),
-            Event::GuestLost { server, .. } | Event::ToServer { server, .. } => {
-                Some(Process::Guest(*server))
-            }
+            Event::GuestLost { server, .. }
+            | Event::SourceLost { server, .. }
+            | Event::ToServer { server, .. } => Some(Process::Guest(*server)),
             Event::Forward { to, .. } | Event::Transfer { to, .. } => Some(Process::Guest(*to)),
             _ => None,
         }
@@ -156,6 +164,8 @@ pub struct Sim {
     pub(crate) crowd: Crowd,
     pub(crate) history: History,
     pub(crate) faults: FaultCounts,
+    /// Servers that were retired, and which of their incarnations are over.
+    pub(crate) retired: Vec<(ServerId, u32)>,
     /// The faults are over.
     pub(crate) healed: bool,
 }
@@ -176,6 +186,7 @@ impl Sim {
             paused: BTreeMap::new(),
             history,
             faults: FaultCounts::new(),
+            retired: Vec::new(),
             healed: false,
             plan,
             rng,
@@ -311,12 +322,19 @@ impl Sim {
             }
             Event::LinkDial(a, b) => self.link_dial(a, b),
             // Who is down when the faults end either was started then, or stays down.
-            Event::HostStart(_) | Event::GuestStart(_) | Event::ClientStart(_) if self.healed => {}
+            Event::HostStart(_) | Event::GuestStart(_) | Event::Retire(_) if self.healed => {}
+            Event::ClientStart(_) if self.healed => {}
             Event::HostStart(host) => self.start_host(host, true),
+            Event::HostDies { host, reached, back } => self.die_half_spread(host, reached, back),
+            Event::Retire(server) => self.retire(server),
+            Event::HostFloor { host, server, below } => self.host_floor(host, server, below),
             Event::GuestBell(server) => self.guest_bell(server),
             Event::GuestTimer(server, epoch) => self.guest_timer(server, epoch),
             Event::GuestStart(server) => self.start_guest(server),
             Event::GuestLost { server, client, epoch } => self.guest_lost(server, client, epoch),
+            Event::SourceLost { server, source, epoch } => {
+                self.guest_lost_source(server, source, epoch);
+            }
             Event::ToServer { client, server, generation, message } => {
                 self.reach_server(client, server, generation, message);
             }

@@ -5,6 +5,8 @@ use rand::RngExt;
 use shared_registers::ids::{ClientId, Micros, ServerId};
 
 use crate::engine::{Event, Process, Sim};
+use crate::recovery::Loss;
+use crate::servers::Server;
 
 /// A kind of fault that comes by itself. Those of single messages are in `network`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +19,12 @@ pub(crate) enum Fault {
     LinkDown,
     /// A host agent, or a whole machine, dies.
     HostCrash,
+    /// A host dies, and something becomes of its file (R6).
+    HostLoss,
+    /// A guest dies, and its store is deleted.
+    Wipe,
+    /// Everything dies at once.
+    All,
     /// A guest dies.
     GuestCrash,
     /// A process stops for a while.
@@ -51,6 +59,9 @@ impl Sim {
             Fault::Partition => payload.partition_every,
             Fault::LinkDown => self.plan.trusted.down_every,
             Fault::HostCrash => processes.host_crash_every,
+            Fault::HostLoss => self.plan.hosts.loss_every,
+            Fault::Wipe => self.plan.hosts.wipe_every,
+            Fault::All => self.plan.hosts.all_every,
             Fault::GuestCrash => processes.guest_crash_every,
             Fault::Pause => processes.pause_every,
             Fault::Lag => processes.lag_every,
@@ -69,6 +80,9 @@ impl Sim {
             Fault::Pause,
             Fault::Lag,
             Fault::ClockJump,
+            Fault::HostLoss,
+            Fault::Wipe,
+            Fault::All,
         ];
         faults.extend(self.crowd.ids().map(Fault::ClientCrash));
         for fault in faults {
@@ -106,7 +120,14 @@ impl Sim {
                     self.count("trusted: broken link");
                 }
             }
-            Fault::HostCrash => self.inject_host_crash(server, time),
+            Fault::HostCrash => self.inject_host_crash(server, time, None),
+            Fault::HostLoss => {
+                let loss = self.draw_loss();
+                match self.rng.random_bool(0.4) {
+                    true => self.spread_to_one(server, time, loss),
+                    false => self.inject_host_crash(server, time, Some(loss)),
+                }
+            }
             Fault::GuestCrash => {
                 if self.may_fail(server) && self.servers[server.index()].guest.is_some() {
                     self.count("guest crash");
@@ -114,6 +135,8 @@ impl Sim {
                     self.after(time, Event::GuestStart(server));
                 }
             }
+            Fault::Wipe => self.wipe_guest(server, time),
+            Fault::All => self.kill_all(most),
             Fault::Pause => self.inject_pause(server, time),
             Fault::Lag => {
                 self.pause(Process::Guest(server), time);
@@ -133,7 +156,7 @@ impl Sim {
     }
 
     /// Whether a server may fail now: with it, at most `f` are faulty.
-    fn may_fail(&self, server: ServerId) -> bool {
+    pub(crate) fn may_fail(&self, server: ServerId) -> bool {
         let faulty = |s: ServerId| {
             let entry = &self.servers[s.index()];
             self.is_byzantine(s)
@@ -141,15 +164,17 @@ impl Sim {
                 || entry.guest.is_none()
                 || entry.dies_after.is_some()
                 || entry.is_behind()
+                || entry.has_forgotten()
         };
         let others = ServerId::all(self.plan.n).filter(|s| *s != server && faulty(*s));
         others.count() < self.plan.f
     }
 
-    fn inject_host_crash(&mut self, server: ServerId, time: Micros) {
+    fn inject_host_crash(&mut self, server: ServerId, time: Micros, loss: Option<Loss>) {
         if !self.may_fail(server) || self.servers[server.index()].host.is_none() {
             return;
         }
+        self.servers[server.index()].loss = loss;
         if self.happens(self.plan.processes.mid_step) {
             // Peers' frames come most often; what is between admitting a frame and consuming it
             // (R3) is seen only by who dies of its guest's.
@@ -162,6 +187,10 @@ impl Sim {
             self.count("host crash");
             self.crash_host(server);
             self.after(time, Event::HostStart(server));
+            self.follow_loss(server, time);
+            if self.happens(self.plan.hosts.retired) {
+                self.after(Micros(time.0 / 2), Event::Retire(server));
+            }
         }
         if self.happens(self.plan.processes.with_guest) {
             self.stop_guest(server);
@@ -215,17 +244,25 @@ impl Sim {
         self.rejoin_all();
         self.resume_all();
         for server in ServerId::all(self.plan.n) {
+            self.return_retired(server);
             let entry = &mut self.servers[server.index()];
             entry.dies_after = None;
             if entry.host.is_some() {
+                entry.loss = None;
+            }
+            if entry.host.is_some() {
                 self.start_guest(server);
-            } else if self.plan.processes.stay_down {
+            } else if self.plan.processes.stay_down && !entry.felled {
                 self.count("host stays down");
                 self.stop_guest(server);
             } else {
                 self.start_host(server, true);
                 self.start_guest(server);
             }
+        }
+        if self.servers.iter().any(Server::recovers) {
+            // It waits for all others: an operator gives those up that stay down.
+            ServerId::all(self.plan.n).for_each(|server| self.retire(server));
         }
         self.mend_links();
         for client in self.crowd.ids() {

@@ -150,6 +150,8 @@ pub enum Event {
     HostStarted {
         /// Which.
         host: ServerId,
+        /// It has lost records, or may have, and recovers (R6).
+        recovers: bool,
         /// Per stream, how many records its file holds.
         copied: Vec<u64>,
         /// Per stream, how many of them its guest may see.
@@ -161,6 +163,18 @@ pub enum Event {
     HostCrashed {
         /// Which.
         host: ServerId,
+    },
+    /// A host has recovered (R6).
+    HostRecovered {
+        /// Which.
+        host: ServerId,
+        /// So many records its stream has.
+        end: u64,
+    },
+    /// An operator has given a server up whose host is down (R6). It comes back by recovering.
+    Retired {
+        /// Which.
+        server: ServerId,
     },
     /// A host has one more record of a stream; of its own, that is an admission (R1).
     Copied {
@@ -209,6 +223,8 @@ pub enum Event {
     Claimed {
         /// Which host.
         host: ServerId,
+        /// The record's place.
+        seq: Seq,
         /// What its guest could have seen (R4).
         seen: Vec<u64>,
         /// What is claimed.

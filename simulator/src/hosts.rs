@@ -6,19 +6,21 @@
 
 use std::sync::Arc;
 
-use host_agent::{Host, HostConfig, Input, Now};
+use host_agent::{Host, HostConfig, Input, Now, PeerFault};
 use shared_registers::canary::{Canary, broken};
 use shared_registers::crypto::Digest;
 use shared_registers::host_side::HostRegisters;
 use shared_registers::ids::{ClientId, Micros, Seq, ServerId};
 use shared_registers::limits::{LINK_SEND_BYTES, MAX_FRAMES_PER_TURN};
 use shared_registers::record::Record;
+use shared_registers::words::WordsMut;
 
 use crate::cluster::{self, CLUSTER};
 use crate::engine::{Event, Sim};
 use crate::history::{Event as Happened, RecordSeen};
 use crate::plan::MAX_LINK_FRAMES;
 use crate::records;
+use crate::recovery::Found;
 
 /// What a host learns of its link to a peer: of which connection, too.
 #[derive(Clone, Copy, Debug)]
@@ -89,34 +91,49 @@ impl Sim {
         let order_keys = (0..clients).map(|client| cluster::order_key(ClientId(client), host));
         let config =
             HostConfig { order_keys: order_keys.collect(), exchange: self.plan.timing.exchange };
-        let server = &mut self.servers[host.index()];
-        if server.host.is_some() {
+        if self.servers[host.index()].host.is_some() {
             return;
         }
-        let geometry = cluster::geometry(host, n, &self.plan.rings);
-        let (read, write) = (server.read.clone(), server.write.clone());
-        let registers = match again {
-            // R6, as built: with its file intact it goes on where it was.
-            true => HostRegisters::reopen(geometry, read, write).expect("its file is intact"),
-            false => HostRegisters::create(geometry, read, write).expect("made for it"),
-        };
+        let found = if again { self.find_files(host) } else { self.make_files(host) };
+        let registers = found.registers.durable(self.plan.hosts.durable);
         // Before the host's first step: what it finds, and not what it makes of that.
         let copied = ServerId::all(n).map(|writer| registers.copied(writer).0).collect();
-        let exposed = registers.exposed_all().into_vec();
+        let mut exposed = registers.exposed_all().into_vec();
         let last = |writer| registers.last_change(writer, registers.copied(writer));
         let changes = ServerId::all(n).map(last).collect();
-        server.host = Some(Host::new(config, registers, now));
+        let server = &mut self.servers[host.index()];
+        if found.recovers {
+            server.knows_no_more_than(&registers);
+        }
+        let process = Host::new(config, registers, now);
+        if found.lags {
+            exposed = process.registers().exposed_all().into_vec();
+        }
+        server.host = Some(process);
         server.host_epoch += 1;
-        (server.dies_after, server.tick) = (None, None);
+        (server.dies_after, server.tick, server.felled) = (None, None, false);
         let epoch = server.host_epoch;
-        self.history.push(self.now, Happened::HostStarted { host, copied, exposed, changes });
+        let recovers = found.recovers;
+        let started = Happened::HostStarted { host, recovers, copied, exposed, changes };
+        self.history.push(self.now, started);
         self.after(Micros(1), Event::HostTick(host, epoch));
         for peer in ServerId::all(n).filter(|peer| *peer != host) {
             let delay = self.between((Micros(100), Micros(20_000)));
             self.after(delay, Event::LinkDial(host, peer));
         }
+        self.look_for_retired(host);
         self.observe(host);
         self.after_host_step(host);
+    }
+
+    /// A host's first start.
+    fn make_files(&mut self, host: ServerId) -> Found {
+        let server = &mut self.servers[host.index()];
+        let (read, write) = (server.read.clone(), server.write.clone());
+        let registers = HostRegisters::create(server.config.geometry, read, write);
+        let registers = registers.expect("made for it");
+        server.read.sync().expect("memory");
+        Found { registers, recovers: false, lags: false }
     }
 
     /// A host agent is gone; its file stays.
@@ -241,6 +258,12 @@ impl Sim {
         true
     }
 
+    /// A link that is down may come up again.
+    pub(crate) fn mend_link(&mut self, a: ServerId, b: ServerId) {
+        let now = self.now;
+        self.trusted.link(a, b).down_until = now;
+    }
+
     /// All links come up again soon.
     pub(crate) fn mend_links(&mut self) {
         for a in ServerId::all(self.plan.n) {
@@ -251,7 +274,7 @@ impl Sim {
         }
     }
 
-    fn step_host(&mut self, host: ServerId, input: Input<'_>) {
+    pub(crate) fn step_host(&mut self, host: ServerId, input: Input<'_>) {
         let (now, before) = (self.host_now(host), self.admitted(host));
         let server = &mut self.servers[host.index()];
         let Some(process) = &mut server.host else { return };
@@ -276,11 +299,15 @@ impl Sim {
             let time = self.plan.processes.host_crash_every.map_or(Micros(0), |(_, most)| most);
             let back = self.between((Micros(100), time));
             self.after(back, Event::HostStart(host));
-            return self.crash_host(host);
+            self.crash_host(host);
+            return self.follow_loss(host, back);
         }
         match turn {
             Ok(turn) if turn.more => self.after(Micros(20), Event::HostLooks(host)),
             Ok(_) => {}
+            Err(PeerFault::Over { .. }) if self.servers[host.index()].retired => {
+                return self.is_over(host);
+            }
             Err(fault) => {
                 let (peer, what) = (peer.unwrap_or(host), fault.to_string());
                 self.history.push(self.now, Happened::HostFault { host, peer, what });
@@ -289,8 +316,10 @@ impl Sim {
         }
         let queues = self.servers[host.index()].host.as_ref().map(Host::queues);
         queues.into_iter().flatten().for_each(|queue| self.measure(host, queue));
-        let admitted = self.admitted(host) - before;
-        self.measure(host, ("records admitted in one turn", admitted, MAX_FRAMES_PER_TURN));
+        if !self.servers[host.index()].recovering {
+            let admitted = self.admitted(host) - before;
+            self.measure(host, ("records admitted in one turn", admitted, MAX_FRAMES_PER_TURN));
+        }
         self.observe(host);
         self.after_host_step(host);
     }
@@ -324,6 +353,11 @@ impl Sim {
         if process.has_frames() {
             self.after(Micros(20), Event::HostLooks(host));
         }
+        if self.plan.hosts.durable {
+            // What was synced counts from now on.
+            self.observe(host);
+        }
+        self.note_recovery(host);
     }
 
     /// Gives a link as many frames as it holds.
@@ -380,8 +414,10 @@ impl Sim {
                 let seq = Seq(*known);
                 bytes.clear();
                 assert!(process.registers().record(writer, seq, &mut bytes), "it is copied");
+                let known = self.trusted.records[writer.index()].len() as u64;
                 let record = self.trusted.note(writer, seq, &bytes);
-                if host == writer {
+                // One that comes back to a host that lost it was admitted before (R6).
+                if host == writer && seq.0 > known {
                     self.note_admitted(&record, &bytes);
                 }
                 self.history.push(self.now, Happened::Copied { host, record });
@@ -396,7 +432,7 @@ impl Sim {
         self.history.push(now, Happened::Admitted { host, seq, seen, says });
         if let Some(claim) = records::claim(bytes, n) {
             let seen = record.seen.clone();
-            self.history.push(now, Happened::Claimed { host, seen, claim });
+            self.history.push(now, Happened::Claimed { host, seq, seen, claim });
         }
     }
 
@@ -419,6 +455,12 @@ impl Sim {
 }
 
 impl Trusted {
+    /// R6: so many records of a stream are left.
+    pub(crate) fn forget(&mut self, writer: ServerId, end: u64) {
+        self.records[writer.index()].truncate(end as usize);
+        self.streams[writer.index()].truncate(end as usize);
+    }
+
     /// What the history says of a record: the same thing for the same bytes.
     fn note(&mut self, writer: ServerId, seq: Seq, bytes: &[u8]) -> Arc<RecordSeen> {
         let digest = Digest::of(&[bytes]);

@@ -13,7 +13,7 @@
 //! | [`plan`] | what a seed draws before its run |
 //! | [`engine`] | the heap of events, and virtual time |
 //! | `hosts`, `servers`, `network`, `crowd` | hosts and links, guests, payload network, clients |
-//! | `faults`, [`phases`] | what goes wrong, and until when |
+//! | `faults`, `recovery`, [`phases`] | what goes wrong, and until when |
 //! | [`guest`] | guests: correct ones, and those that were broken into |
 //! | [`history`], [`checkers`] | what happened, and whether it may |
 //! | [`recorded`] | histories of clusters of real processes, for the same checkers |
@@ -38,6 +38,7 @@ pub mod phases;
 pub mod plan;
 pub mod recorded;
 mod records;
+mod recovery;
 mod servers;
 
 pub use shared_registers::canary;

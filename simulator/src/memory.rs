@@ -6,8 +6,12 @@
 //!
 //! Who shares a file with a hostile process may find another word at its second look than at its
 //! first. [`SimWords::alter_after`] makes that happen between any two loads.
+//!
+//! A machine that loses its power loses what was not synced, page by page as the system had got to
+//! writing it: [`SimWords::power_failure`], of memory that was made [on a disk](SimWords::on_disk).
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -15,6 +19,22 @@ use shared_registers::words::{VecWords, Words, WordsMut};
 
 /// A register file, as host and guest of one server share it.
 pub type Memory = Arc<SimWords>;
+
+/// Which of two copies of a page.
+enum Kept {
+    Memory,
+    Disk,
+}
+
+/// Words of a page, which a disk writes whole.
+const PAGE: usize = 512;
+
+/// What is on the disk.
+struct Disk {
+    words: VecWords,
+    /// By page: it is not what is in memory.
+    dirty: Vec<AtomicBool>,
+}
 
 /// Words whose writer can be killed between two stores.
 pub struct SimWords {
@@ -28,6 +48,7 @@ pub struct SimWords {
     /// How many there are: almost always none.
     set: AtomicUsize,
     altered: AtomicU64,
+    disk: Option<Disk>,
 }
 
 impl SimWords {
@@ -36,7 +57,41 @@ impl SimWords {
         let words = VecWords::new((bytes / 8) as usize);
         let (stores_left, lost) = (AtomicU64::new(u64::MAX), AtomicBool::new(false));
         let (traps, set) = (Mutex::default(), AtomicUsize::new(0));
-        SimWords { words, stores_left, lost, traps, set, altered: AtomicU64::new(0) }
+        SimWords { words, stores_left, lost, traps, set, altered: AtomicU64::new(0), disk: None }
+    }
+
+    /// The same, of a file whose machine can lose its power.
+    pub fn on_disk(bytes: u64) -> SimWords {
+        let this = SimWords::new(bytes);
+        let (len, pages) = (this.words.len(), this.words.len().div_ceil(PAGE));
+        let dirty = (0..pages).map(|_| AtomicBool::new(false)).collect();
+        SimWords { disk: Some(Disk { words: VecWords::new(len), dirty }), ..this }
+    }
+
+    /// The power fails. Of what was not synced the system has written those pages that `written`
+    /// says; the rest is lost.
+    pub fn power_failure(&self, mut written: impl FnMut() -> bool) {
+        self.clean(|| match written() {
+            true => Kept::Memory,
+            false => Kept::Disk,
+        });
+    }
+
+    /// Makes memory and disk alike, page by page.
+    fn clean(&self, mut keep: impl FnMut() -> Kept) {
+        let Some(disk) = &self.disk else { return };
+        for (page, dirty) in disk.dirty.iter().enumerate() {
+            if !dirty.swap(false, Ordering::Relaxed) {
+                continue;
+            }
+            let (from, to) = match keep() {
+                Kept::Memory => (&self.words, &disk.words),
+                Kept::Disk => (&disk.words, &self.words),
+            };
+            for i in page * PAGE..((page + 1) * PAGE).min(from.len()) {
+                to.store(i, from.load(i, Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
     }
 
     /// After `loads` more loads of word `index` it holds `value`, unless it is stored to before.
@@ -106,7 +161,15 @@ impl WordsMut for SimWords {
             left => self.stores_left.store(left - 1, Ordering::Relaxed),
         }
         self.touched(index, false);
+        if let Some(disk) = &self.disk {
+            disk.dirty[index / PAGE].store(true, Ordering::Relaxed);
+        }
         self.words.store(index, value, order);
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.clean(|| Kept::Memory);
+        Ok(())
     }
 }
 
@@ -139,5 +202,20 @@ mod tests {
         words.alter_after(3, 1, 7);
         words.store(3, 5, Ordering::Relaxed);
         assert_eq!(([look(), look()], words.altered()), ([5, 5], 1));
+    }
+
+    #[test]
+    fn a_power_failure_loses_what_was_not_synced_and_no_disk_wrote() {
+        let words = SimWords::on_disk(3 * 8 * PAGE as u64);
+        let all = || [0, PAGE, 2 * PAGE].map(|i| words.load(i, Ordering::Relaxed));
+        let store = |page: usize, value| words.store(page * PAGE, value, Ordering::Relaxed);
+        store(0, 1);
+        words.sync().unwrap();
+        (0..3).for_each(|page| store(page, 2));
+        let mut written = [false, true, false].into_iter();
+        words.power_failure(|| written.next().unwrap());
+        assert_eq!(all(), [1, 2, 0]);
+        words.power_failure(|| panic!("nothing is dirty"));
+        assert_eq!(all(), [1, 2, 0]);
     }
 }

@@ -249,7 +249,7 @@ impl Sim {
         let transfers = &mut self.payload.transfers[link];
         let Fate::Comes(delay, _) = fate else {
             transfers.generation += 1;
-            return;
+            return self.tell_lost(asker, source);
         };
         let (floor, generation) =
             (&mut transfers.floors[usize::from(answers)], transfers.generation);
@@ -265,6 +265,23 @@ impl Sim {
             self.at(at.plus(again), event.clone());
         }
         self.at(at, event);
+    }
+
+    /// A guest is gone, and so are the connections on which others fetch from it.
+    pub(crate) fn break_transfers(&mut self, source: ServerId) {
+        for asker in ServerId::all(self.plan.n).filter(|asker| *asker != source) {
+            self.payload.transfers[asker.index() * self.plan.n + source.index()].generation += 1;
+            self.tell_lost(asker, source);
+        }
+    }
+
+    /// Where guests have no stores nobody is told, and silence has to do: so it is in kept seeds.
+    fn tell_lost(&mut self, asker: ServerId, source: ServerId) {
+        if self.plan.hosts.store.is_some() {
+            let delay = self.between((Micros(1_000), Micros(50_000)));
+            let epoch = self.servers[asker.index()].guest_epoch;
+            self.after(delay, Event::SourceLost { server: asker, source, epoch });
+        }
     }
 
     pub(crate) fn transferred(

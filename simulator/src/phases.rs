@@ -72,6 +72,9 @@ impl Sim {
                 delivered(behind)
             ));
         }
+        if let Some(host) = correct.iter().find(|s| self.servers[s.index()].recovers()) {
+            return Some(format!("host {host} has not recovered"));
+        }
         let (client, complaint) = self.crowd.complaint(last)?;
         Some(format!("client {client} {complaint}"))
     }

@@ -48,8 +48,27 @@ pub struct Plan {
     pub trusted: TrustedPlan,
     /// What becomes of processes.
     pub processes: ProcessPlan,
+    /// What becomes of servers' files.
+    pub hosts: HostPlan,
     /// How long the faults last.
     pub duration: Micros,
+}
+
+/// What becomes of hosts' files (R6), and of guests' (section 6).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostPlan {
+    /// Durability `disk`.
+    pub durable: bool,
+    /// Mean time between hosts that lose records, or may have, and how long one is down at most.
+    pub loss_every: Option<(Micros, Micros)>,
+    /// Thousandths of hosts that are down whose server is retired meanwhile.
+    pub retired: u32,
+    /// Guests have stores of snapshots on their disks, and so long does it take to write one.
+    pub store: Option<Micros>,
+    /// Mean time between stores that are deleted, and how long such a guest is down at most.
+    pub wipe_every: Option<(Micros, Micros)>,
+    /// Mean time between deaths of everything at once, and how long something is down at most.
+    pub all_every: Option<(Micros, Micros)>,
 }
 
 /// The rings, and what fills them. `K` of section 6 is a quarter of a ring.
@@ -209,6 +228,7 @@ impl Plan {
             payload: PayloadPlan::calm(),
             trusted: TrustedPlan::calm(),
             processes: ProcessPlan::default(),
+            hosts: HostPlan::default(),
             duration: ms(rng, 1_000, MAX_FAULTS.0 / 1000),
         };
         // Each part has a generator of its own: drawing one more thing for one changes no other.
@@ -234,6 +254,7 @@ impl Plan {
             let lags = laps.random_bool(0.7);
             let every = (ms(&mut laps, 300, 2_500), ms(&mut laps, 500, 4_000));
             plan.processes.lag_every = lags.then_some(every);
+            plan.hosts = HostPlan::draw(&mut laps);
         }
         plan
     }
@@ -328,6 +349,21 @@ impl TrustedPlan {
             delay: (Micros(50), ms(rng, 1, 20)),
             window: rng.random_range(1..=MAX_LINK_FRAMES),
             down_every: spells(rng, (100, 3_000), 2_000),
+        }
+    }
+}
+
+impl HostPlan {
+    fn draw(rng: &mut ChaCha8Rng) -> HostPlan {
+        let durable = rng.random_bool(0.25);
+        let loss_every = rng.random_bool(0.6).then(|| (ms(rng, 200, 3_000), ms(rng, 1, 1_500)));
+        HostPlan {
+            durable,
+            loss_every,
+            retired: rate(rng, 400),
+            store: Some(ms(rng, 0, 60)),
+            wipe_every: spells(rng, (300, 4_000), 1_000),
+            all_every: spells(rng, (1_000, 6_000), 800),
         }
     }
 }

@@ -10,10 +10,12 @@ use crate::clock::Clock;
 use crate::cluster::{self, CLUSTER};
 use crate::engine::{Event, Sim};
 use crate::faults::Timer;
+use crate::guest::store::Disk;
 use crate::guest::{Guest, GuestConfig, GuestInput, GuestOutput};
 use crate::history::{Event as Happened, Longest};
 use crate::memory::{Memory, SimWords};
 use crate::plan::Plan;
+use crate::recovery::Loss;
 
 /// Where virtual time begins for wall clocks: some day of 2023.
 pub(crate) const EPOCH: Micros = Micros(1_700_000_000_000_000);
@@ -32,6 +34,24 @@ pub(crate) struct Server {
     pub(crate) wall: Micros,
     /// The host's next step is its last: only so many of its stores take effect.
     pub(crate) dies_after: Option<u64>,
+    /// R6: what becomes of its files before it starts again.
+    pub(crate) loss: Option<Loss>,
+    /// Names the boot of its machine.
+    pub(crate) boot: u64,
+    /// It died with all others: no fault of its own.
+    pub(crate) felled: bool,
+    /// How often its host began to recover, and whether it does, or did when it died.
+    pub(crate) recoveries: u64,
+    pub(crate) recovering: bool,
+    /// Given up by an operator, and not come back since.
+    pub(crate) retired: bool,
+    /// What its guest was shown before its host lost records, until a checkpoint covers that.
+    pub(crate) shown_before: Option<Vec<u64>>,
+    /// Its guest's store was deleted: so many records had it written, and no stable checkpoint that
+    /// covers them is stored yet.
+    pub(crate) wiped: Option<u64>,
+    /// Under what its guest began (R6).
+    began_under: (u64, u64, u64),
     /// That step is one in which it takes a frame of its guest's.
     pub(crate) dies_admitting: bool,
     /// What the history knows of its registers: records copied and exposed, per stream.
@@ -53,7 +73,6 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(me: ServerId, plan: &Plan, rng: &mut ChaCha8Rng) -> Server {
         let geometry = cluster::geometry(me, plan.n, &plan.rings);
-        let memory = |bytes| Memory::new(SimWords::new(bytes));
         let mut clock = |offset: u64| Clock {
             offset: Micros(rng.random_range(0..offset)),
             drift_ppm: rng.random_range(-plan.processes.drift_ppm..=plan.processes.drift_ppm),
@@ -71,16 +90,26 @@ impl Server {
             seed: rng.next_u64(),
             lying: lying.collect(),
             script: plan.script.clone(),
+            store: plan.hosts.store.map(|takes| (Disk::default(), takes)),
         };
         Server {
-            read: memory(geometry.read_file_bytes()),
-            write: memory(geometry.write_file_bytes()),
+            read: memory(geometry.read_file_bytes(), plan),
+            write: memory(geometry.write_file_bytes(), plan),
             host: None,
             host_epoch: 0,
             host_clock,
             longest: Longest::default(),
             wall: EPOCH.plus(Micros(rng.random_range(0..5_000_000))),
             dies_after: None,
+            loss: None,
+            boot: 0,
+            felled: false,
+            recoveries: 0,
+            recovering: false,
+            retired: false,
+            shown_before: None,
+            wiped: None,
+            began_under: (0, 0, 0),
             dies_admitting: false,
             copied: vec![0; plan.n],
             exposed: vec![0; plan.n],
@@ -97,13 +126,20 @@ impl Server {
 }
 
 impl Server {
-    /// Its guest has no replica, or may find that it has none: records are reclaimed, and it has not
-    /// read what is left. Until it has a snapshot it is faulty: snapshots are in the guests' memory
-    /// alone, so if all of them restarted at a time, none would be left.
+    /// Its guest's store was deleted, and what was there may be nowhere else; so it is faulty until
+    /// it has stored a stable checkpoint that covers what it claimed before. Where guests have no
+    /// stores, all that restart lose their snapshots.
     pub(crate) fn is_behind(&self) -> bool {
         let reclaimed = self.first.iter().any(|first| *first > 0);
-        reclaimed && self.guest.as_ref().is_some_and(|guest| !guest.serves())
+        let forgets = self.config.store.is_none() && reclaimed;
+        self.wiped.is_some() || forgets && self.guest.as_ref().is_some_and(|guest| !guest.serves())
     }
+}
+
+/// A register file of a server.
+pub(crate) fn memory(bytes: u64, plan: &Plan) -> Memory {
+    let on_disk = plan.hosts.loss_every.is_some() || plan.hosts.durable;
+    Memory::new(if on_disk { SimWords::on_disk(bytes) } else { SimWords::new(bytes) })
 }
 
 fn replica_config(me: ServerId, plan: &Plan) -> replica::Config {
@@ -137,12 +173,17 @@ impl Sim {
         if entry.guest.is_some() {
             return;
         }
+        if entry.loss.is_some() {
+            // Its files are about to be others: it waits for its host.
+            return self.after(Micros(50_000), Event::GuestStart(server));
+        }
         entry.guest_epoch += 1;
         entry.timer = None;
         entry.delivered = OrderNumber(0);
         let now = entry.guest_clock.show(self.now);
         let (read, write) = (entry.read.clone(), entry.write.clone());
         entry.guest = Some(Guest::start(now, &entry.config, read, write));
+        entry.began_under = entry.life();
         self.history.push(self.now, Happened::GuestStarted { server, correct });
         self.step_guest(server, GuestInput::Registers);
     }
@@ -156,6 +197,13 @@ impl Sim {
             for client in self.crowd.ids() {
                 self.break_connection(client, server);
             }
+            self.break_transfers(server);
+        }
+    }
+
+    pub(crate) fn guest_lost_source(&mut self, server: ServerId, source: ServerId, epoch: u64) {
+        if self.servers[server.index()].guest_epoch == epoch {
+            self.step_guest(server, GuestInput::SourceLost(source));
         }
     }
 
@@ -182,6 +230,11 @@ impl Sim {
 
     pub(crate) fn step_guest(&mut self, server: ServerId, input: GuestInput) {
         let entry = &mut self.servers[server.index()];
+        if entry.guest.is_some() && entry.began_under != entry.life() {
+            // R6: what it read does not hold any more. It starts over.
+            self.stop_guest(server);
+            return self.start_guest(server);
+        }
         let Some(guest) = &mut entry.guest else { return };
         let mut out = Vec::new();
         guest.step(entry.guest_clock.show(self.now), input, &mut out);
@@ -201,6 +254,9 @@ impl Sim {
                         | Happened::Restored { order, .. } = &event
                         {
                             self.servers[server.index()].delivered = *order;
+                        }
+                        if let Happened::Stable { checkpoint, .. } = &event {
+                            self.note_stable(checkpoint);
                         }
                         self.history.push(self.now, event);
                     }

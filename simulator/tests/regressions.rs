@@ -35,3 +35,12 @@ fn a_client_whose_clock_went_back_twice_gets_its_own_answers() {
     let options = Options { wishes, ..Options::default() };
     [1411, 1914, 2493].into_iter().for_each(|seed| passes(seed, &options));
 }
+
+/// Section 6: a guest that came back looked for claims in one stream after the other. The later
+/// claims of a broken-in guest pushed out its earlier one before the equal claim of another came, so
+/// nobody found what was stable; when all guests died at once, none came back. The story that sees it
+/// for certain is `a_writers_later_claims_do_not_hide_what_is_stable` in `protocol/src/catch_up.rs`.
+#[test]
+fn guests_that_all_come_back_find_what_is_stable() {
+    passes(583, &Options::default());
+}

@@ -1,4 +1,5 @@
-//! Section 6: what is stable is stable by `f + 1` claims, each of which had seen the whole cut; the
+//! Section 6: what is stable is stable by `f + 1` claims, each of which had seen the whole cut, and
+//! whoever takes it for stable was shown so many of these; the
 //! cut is what the record that proposed the batch, or opened the term, had seen; two checkpoints of
 //! one term and batch are one; cuts are ordered as their terms and batches are; servers that were
 //! never broken into claim alike; and no host forgets a record that no stable cut covers.
@@ -28,7 +29,10 @@ struct Seen {
     /// guest, and tells of it only when it starts again.
     down: BTreeSet<ServerId>,
     proposed: BTreeMap<(ServerId, Seq), Proposed>,
-    claims: BTreeMap<Checkpoint, BTreeSet<ServerId>>,
+    /// Claims that had seen their cut: by writer, the first place.
+    claims: BTreeMap<Checkpoint, BTreeMap<ServerId, Seq>>,
+    /// By host, how many records of each stream its guest may see.
+    exposed: BTreeMap<ServerId, Vec<u64>>,
     stable: BTreeMap<(Term, Batch), Checkpoint>,
     /// What correct servers have claimed.
     correct: BTreeMap<(Term, Batch), (ServerId, Checkpoint)>,
@@ -41,7 +45,13 @@ fn within(cut: &[u64], other: &[u64]) -> bool {
 }
 
 impl Seen {
-    fn claim(&mut self, host: ServerId, seen: &[u64], claim: &Checkpoint) -> Result<(), String> {
+    fn claim(
+        &mut self,
+        host: ServerId,
+        seq: Seq,
+        seen: &[u64],
+        claim: &Checkpoint,
+    ) -> Result<(), String> {
         let at = (claim.term, claim.batch);
         let fits = within(&claim.cut, seen);
         if !self.broken_in.contains(&host) {
@@ -57,7 +67,11 @@ impl Seen {
             return Ok(());
         }
         let claimants = self.claims.entry(claim.clone()).or_default();
-        if !claimants.insert(host) || claimants.len() != self.quorum {
+        if claimants.contains_key(&host) {
+            return Ok(());
+        }
+        claimants.insert(host, seq);
+        if claimants.len() != self.quorum {
             return Ok(());
         }
         self.becomes_stable(claim)
@@ -91,11 +105,16 @@ impl Seen {
     }
 
     fn knows(&self, server: ServerId, checkpoint: &Checkpoint) -> Result<(), String> {
-        let at = (checkpoint.term, checkpoint.batch);
-        if self.stable.get(&at) == Some(checkpoint) || self.down.contains(&server) {
+        if self.down.contains(&server) {
             return Ok(());
         }
-        let claims = self.claims.get(checkpoint).map_or(0, BTreeSet::len);
+        let shown = self.exposed.get(&server);
+        let upto = |writer: &ServerId| shown.map_or(0, |shown| shown[writer.index()]);
+        let claims = self.claims.get(checkpoint).into_iter().flatten();
+        let claims = claims.filter(|(writer, seq)| seq.0 <= upto(writer)).count();
+        if claims >= self.quorum {
+            return Ok(());
+        }
         Err(format!("server {server} takes {checkpoint:?} for stable, which {claims} claim"))
     }
 
@@ -136,7 +155,12 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
                 let proposed = Proposed { term, batch, opens, seen: past };
                 seen.proposed.insert((*host, *seq), proposed);
             }
-            Event::Claimed { host, seen: past, claim } => seen.claim(*host, past, claim)?,
+            Event::Claimed { host, seq, seen: past, claim } => {
+                seen.claim(*host, *seq, past, claim)?;
+            }
+            Event::Exposed { host, upto } => {
+                seen.exposed.insert(*host, upto.clone());
+            }
             Event::Stable { server, checkpoint } | Event::Restored { server, checkpoint, .. } => {
                 seen.knows(*server, checkpoint)?;
             }
@@ -161,7 +185,8 @@ mod tests {
     }
 
     fn claimed(host: u16, seen: [u64; 3], claim: &Checkpoint) -> Event {
-        Event::Claimed { host: ServerId(host), seen: seen.to_vec(), claim: claim.clone() }
+        let (host, seq) = (ServerId(host), Seq(1));
+        Event::Claimed { host, seq, seen: seen.to_vec(), claim: claim.clone() }
     }
 
     fn stable(checkpoint: &Checkpoint) -> Event {
@@ -172,23 +197,29 @@ mod tests {
         Event::Reclaimed { host: ServerId(2), first: first.to_vec() }
     }
 
+    /// Server 2 is shown all claims there are.
+    fn shown() -> Event {
+        Event::Exposed { host: ServerId(2), upto: vec![9; 3] }
+    }
+
     const PAST: [u64; 3] = [9; 3];
 
     #[test]
     fn what_fewer_than_f_plus_1_claim_is_not_stable() {
         let one = checkpoint(3, [2, 1, 1]);
-        let all = [proposed(3, 3), claimed(1, PAST, &one), claimed(2, PAST, &one)];
+        let all = [proposed(3, 3), claimed(1, PAST, &one), claimed(2, PAST, &one), shown()];
         let good = [&all[..], &[stable(&one), reclaimed([2, 1, 0])]].concat();
         assert_eq!(judge(check, &good), Ok(()));
         let again = [&good[..], &[claimed(1, PAST, &one)]].concat();
         assert_eq!(judge(check, &again), Ok(()), "whoever repeats itself says nothing new");
-        rejected(check, &[&all[..2], &[stable(&one)]].concat(), "which 1 claim");
+        rejected(check, &[&all[..2], &[shown(), stable(&one)]].concat(), "which 1 claim");
+        rejected(check, &[&all[..3], &[stable(&one)]].concat(), "which 0 claim");
         rejected(check, &[&all[..2], &[restored(2, 3, 1, Digest::default())]].concat(), "0 claim");
         // One claim had not seen the cut: a correct server makes none, others' do not count.
         let blind = claimed(1, [9, 0, 9], &one);
         rejected(check, &[&all[..2], std::slice::from_ref(&blind)].concat(), "had seen");
         let liar = Event::GuestStarted { server: ServerId(1), correct: false };
-        let blind = [liar, proposed(3, 3), blind, claimed(2, PAST, &one), stable(&one)];
+        let blind = [liar, proposed(3, 3), blind, claimed(2, PAST, &one), shown(), stable(&one)];
         rejected(check, &blind, "which 1 claim");
     }
 

@@ -16,6 +16,8 @@
 //! | [`replay`] | the order, executed anew, gives every reply |
 //! | [`bounds`] | nothing grows past its bound |
 //! | [`liveness`] | DA1: after the faults everything asked for is delivered everywhere, in time |
+//!
+//! Where hosts lost records (R6), all but [`registers`] judge what has [survived](surviving).
 
 pub mod agreement;
 pub mod bounds;
@@ -29,6 +31,7 @@ pub mod oracle;
 pub mod registers;
 pub mod replay;
 pub mod replies;
+pub mod surviving;
 pub mod total_order;
 
 use shared_registers::crypto::ClusterId;
@@ -76,6 +79,9 @@ impl Facts {
 /// What a checker is.
 pub type Checker = fn(&Events, &Facts) -> Result<(), String>;
 
+/// The checker that sees everything, also what has vanished.
+const REGISTERS: &str = "registers";
+
 /// All checkers, by name.
 pub const ALL: [(&str, Checker); 13] = [
     ("total order", total_order::check),
@@ -84,7 +90,7 @@ pub const ALL: [(&str, Checker); 13] = [
     ("conduct", conduct::check),
     ("agreement", agreement::check),
     ("integrity", integrity::check),
-    ("registers", registers::check),
+    (REGISTERS, registers::check),
     ("checkpoints", checkpoints::check),
     ("oracle", oracle::check),
     ("replies", replies::check),
@@ -95,7 +101,9 @@ pub const ALL: [(&str, Checker); 13] = [
 
 /// Asks every checker; returns what they object to.
 pub fn check(events: &Events, facts: &Facts) -> Vec<String> {
+    let survived = surviving::of(events);
     let ask = |(name, checker): &(&str, Checker)| {
+        let events = if *name == REGISTERS { events } else { &survived };
         checker(events, facts).err().map(|why| format!("{name}: {why}"))
     };
     ALL.iter().filter_map(ask).collect()

@@ -4,7 +4,9 @@
 //! * **R2** the stamp names the writer;
 //! * **R3** every host holds a prefix of the one sequence that the writer's host admitted;
 //! * **R4** `seen` is what the host had exposed, and a record is exposed after what it has seen;
-//! * **R5** in the end every live host holds the same.
+//! * **R5** in the end every live host holds the same;
+//! * **R6** a host that has lost records goes on where the longest copy of its stream ends that any
+//!   host has which is not retired, and admits nothing before.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +26,9 @@ struct Registers {
     /// By host, what it holds and what its guest may see of each stream.
     copied: Vec<Vec<u64>>,
     exposed: Vec<Vec<u64>>,
+    /// By host, if it recovers: what it found of its own stream.
+    found: Vec<Option<u64>>,
+    retired: Vec<bool>,
 }
 
 impl Registers {
@@ -36,6 +41,8 @@ impl Registers {
             changes: vec![Vec::new(); n],
             copied: vec![vec![0; n]; n],
             exposed: vec![vec![0; n]; n],
+            found: vec![None; n],
+            retired: vec![false; n],
         }
     }
 
@@ -49,15 +56,21 @@ impl Registers {
         if seq.0 != *count {
             return Err(format!("R3: host {host} holds {seq} of stream {writer} as its {count}."));
         }
-        if host == writer {
-            self.may_enter(record)?;
+        let known = self.streams[writer.index()].get(seq.0 as usize - 1);
+        if host == writer && known.is_none() {
+            match self.found[host.index()] {
+                None => self.may_enter(record)?,
+                // It died as it admitted this, and nobody was told.
+                Some(found) if seq.0 <= found => {}
+                Some(_) => return Err(format!("R6: host {host} admits {seq} as it recovers")),
+            }
             if let Said::Change(term) = record.said {
                 self.changes[writer.index()].push((seq.0, term));
             }
             self.streams[writer.index()].push(record.clone());
             return Ok(());
         }
-        match self.streams[writer.index()].get(seq.0 as usize - 1) {
+        match known {
             None => Err(format!("R3: host {host} holds {seq} of stream {writer} before its host")),
             Some(own) if own.digest != record.digest => {
                 Err(format!("R3: hosts {host} and {writer} differ in {seq} of stream {writer}"))
@@ -69,7 +82,8 @@ impl Registers {
     /// Section 6: a host has jumped over records of another's stream.
     fn jump(&mut self, host: ServerId, writer: ServerId, to: u64) -> Result<(), String> {
         let count = &mut self.copied[host.index()][writer.index()];
-        if host == writer || to <= *count {
+        let own = host == writer && self.found[host.index()].is_none();
+        if own || to <= *count {
             return Err(format!("host {host} jumps from {count} to {to} of stream {writer}"));
         }
         *count = to;
@@ -122,6 +136,33 @@ impl Registers {
         Ok(())
     }
 
+    /// R6: a host that has lost records starts again with what it found.
+    fn begin_to_recover(&mut self, host: ServerId, copied: &[u64], exposed: &[u64]) {
+        // What it found and told nobody of yet is told of next.
+        let known = &mut self.copied[host.index()];
+        known.iter_mut().zip(copied).for_each(|(known, found)| *known = (*known).min(*found));
+        self.exposed[host.index()] = exposed.to_vec();
+        self.found[host.index()] = Some(copied[host.index()]);
+    }
+
+    /// R6: what only hosts held that have lost it has vanished, and nothing else.
+    fn recovered(&mut self, host: ServerId, end: u64) -> Result<(), String> {
+        let stream = host.index();
+        let others = ServerId::all(self.n).filter(|other| !self.retired[other.index()]);
+        let holds = |other: &ServerId| self.copied[other.index()][stream];
+        let most = others.max_by_key(holds).filter(|other| holds(other) > end);
+        if let Some(other) = most {
+            let held = holds(&other);
+            return Err(format!(
+                "R6: host {host} goes on behind record {end} of its stream, and host {other} holds                  {held}"
+            ));
+        }
+        self.streams[stream].truncate(end as usize);
+        self.changes[stream].retain(|(seq, _)| *seq <= end);
+        (self.found[stream], self.retired[stream]) = (None, false);
+        Ok(())
+    }
+
     /// R1: a host that starts again or has jumped knows the last CHANGE of each stream, also one
     /// that is reclaimed.
     fn knows_change(
@@ -150,7 +191,12 @@ impl Registers {
             if upto[writer] < before || upto[writer] > self.copied[host.index()][writer] {
                 return Err(format!("R4: host {host} exposes {} of {writer}", upto[writer]));
             }
-            for record in &self.streams[writer][before as usize..upto[writer] as usize] {
+            let records = &self.streams[writer];
+            let shown = records.get(before as usize..upto[writer] as usize);
+            let Some(shown) = shown else {
+                return Err(format!("R3: host {host} exposes {} of {writer}", upto[writer]));
+            };
+            for record in shown {
                 if record.seen.iter().zip(upto).any(|(seen, exposed)| seen > exposed) {
                     return Err(format!(
                         "R4: host {host} exposes {} of stream {writer} before what it has seen",
@@ -188,12 +234,17 @@ pub fn check(events: &Events, facts: &Facts) -> Result<(), String> {
                 registers.knows_change(*host, *writer, *to, *change)?;
             }
             Event::Exposed { host, upto } => registers.expose(*host, upto)?,
-            Event::HostStarted { host, copied, exposed, changes } => {
-                registers.start(*host, copied, exposed)?;
+            Event::HostStarted { host, recovers, copied, exposed, changes } => {
+                match recovers {
+                    true => registers.begin_to_recover(*host, copied, exposed),
+                    false => registers.start(*host, copied, exposed)?,
+                }
                 for ((writer, copied), change) in ServerId::all(facts.n).zip(copied).zip(changes) {
                     registers.knows_change(*host, writer, *copied, *change)?;
                 }
             }
+            Event::HostRecovered { host, end } => registers.recovered(*host, *end)?,
+            Event::Retired { server } => registers.retired[server.index()] = true,
             Event::HostFault { host, peer, what } => {
                 return Err(format!("host {host} says that host {peer} {what}"));
             }
@@ -282,7 +333,8 @@ mod tests {
     fn a_host_that_starts_again_with_less_is_rejected() {
         let start = |copied: [u64; 3], exposed: [u64; 3]| {
             let (copied, exposed) = (copied.to_vec(), exposed.to_vec());
-            Event::HostStarted { host: ServerId(0), copied, exposed, changes: vec![None; 3] }
+            let (host, recovers, changes) = (ServerId(0), false, vec![None; 3]);
+            Event::HostStarted { host, recovers, copied, exposed, changes }
         };
         let before = [copied(0, accept(0, 1, [0; 3])), exposed(0, [1, 0, 0])];
         let then = |next: Event| [&before[..], &[next]].concat();
@@ -321,12 +373,47 @@ mod tests {
         rejected(&[first.clone(), jumped(None)], "R1");
         let start = |change| Event::HostStarted {
             host: ServerId(0),
+            recovers: false,
             copied: vec![1, 0, 0],
             exposed: vec![1, 0, 0],
             changes: vec![change, None, None],
         };
         assert_eq!(judge(check, &[first.clone(), start(Some(Term(0)))]), Ok(()));
         rejected(&[first, start(None)], "R1");
+    }
+
+    #[test]
+    fn r6_a_host_that_goes_on_before_the_longest_copy_ends_is_rejected() {
+        let one = |host| copied(host, accept(0, 1, [0; 3]));
+        let two = |host| copied(host, accept(0, 2, [1, 0, 0]));
+        let host = ServerId(0);
+        let lost = |copied: [u64; 3]| Event::HostStarted {
+            host,
+            recovers: true,
+            copied: copied.to_vec(),
+            exposed: vec![0; 3],
+            changes: vec![None; 3],
+        };
+        let recovered = |end| Event::HostRecovered { host, end };
+        let before = [one(0), exposed(0, [1, 0, 0]), two(0), exposed(0, [2, 0, 0]), one(1)];
+        let then = |events: &[Event]| [&before[..], &[lost([0; 3])], events].concat();
+        assert_eq!(judge(check, &then(&[one(0), recovered(1)])), Ok(()));
+        rejected(&then(&[recovered(0)]), "R6: host 0 goes on behind record 0");
+        rejected(&then(&[one(0), two(1), recovered(1)]), "R6");
+        // Another record takes the place of the one that has vanished, but not before.
+        let mut other = accept(0, 2, [1, 0, 0]);
+        other.digest = Digest([9; 32]);
+        let shown = exposed(0, [1, 0, 0]);
+        let other = [copied(0, other)];
+        let after = [one(0), shown.clone(), recovered(1)];
+        assert_eq!(judge(check, &then(&[&after[..], &other].concat())), Ok(()));
+        rejected(&then(&[&after[..], &other, &[two(1)]].concat()), "R3");
+        rejected(&then(&[&[one(0), shown], &other[..]].concat()), "R3: hosts 0 and 0");
+        let new = copied(0, accept(0, 3, [2, 0, 0]));
+        rejected(&then(&[one(0), two(0), new]), "R6: host 0 admits");
+        // Nobody waits for one that is retired.
+        let retired = Event::Retired { server: ServerId(1) };
+        assert_eq!(judge(check, &then(&[retired, recovered(0)])), Ok(()));
     }
 
     #[test]

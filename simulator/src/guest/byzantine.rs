@@ -191,6 +191,9 @@ impl Byzantine {
                 }
             }
             GuestInput::Transfer(server, message) => self.on_transfer(server, message, out),
+            GuestInput::SourceLost(source) => {
+                self.catching.iter_mut().for_each(|catching| catching.lost(now, source));
+            }
             GuestInput::ClientLost(client) => self.subscribers.lose(client),
             GuestInput::Registers | GuestInput::Timer => {}
         }
@@ -253,7 +256,8 @@ impl Byzantine {
                     let record = match self.registers.next(writer) {
                         Next::Record(record) => record,
                         Next::Reclaimed => {
-                            let catching = CatchUp::new(&self.config, None, &mut self.registers);
+                            let catching =
+                                CatchUp::new(&self.config, vec![], None, &mut self.registers);
                             self.catching = Some(catching);
                             return;
                         }
@@ -283,7 +287,7 @@ impl Byzantine {
     fn catch_up(&mut self, out: &mut Vec<GuestOutput>) -> bool {
         self.look_at = self.now.plus(LOOK_EVERY);
         let Some(catching) = &mut self.catching else { return true };
-        catching.turn(self.now, &mut self.registers, out);
+        catching.turn(self.now, &mut self.registers, None, out);
         if !catching.is_whole(&self.registers) || !self.registers.drained() {
             return false;
         }

@@ -1,21 +1,21 @@
 //! Catching up (P6, section 6): the way back of a guest whose records are reclaimed, as
 //! `guest-replica` goes it.
 //!
-//! It looks through what is left of the streams for claims, which say what is stable; fetches the
-//! snapshot of the newest stable checkpoint from the other guests; and has all streams read on
-//! behind its cut. It goes on looking meanwhile, and turns to a newer checkpoint as soon as one is
-//! stable, since nobody keeps the one before.
+//! `protocol::catch_up` knows what it wants and when it has it; this is what is around that.
 
+use std::sync::Arc;
+
+use protocol::catch_up;
 use protocol::messages::ToGuest;
 use protocol::replica::Config;
-use protocol::snapshot::Snapshot;
+use protocol::snapshot::{Part, Snapshot};
 use protocol::transfer::{Fetch, FetchConfig};
-use shared_registers::checkpoint::Claims;
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::ids::{Micros, Seq, ServerId};
-use shared_registers::record::{Body, Checkpoint, Record};
+use shared_registers::record::Checkpoint;
 
 use super::GuestOutput;
+use super::store::Disk;
 use crate::memory::Memory;
 
 /// A source that sends nothing for so long is left alone for as long.
@@ -25,94 +25,94 @@ type Registers = GuestRegisters<Memory, Memory>;
 
 /// A guest without a replica, on its way to one.
 pub(super) struct CatchUp {
-    config: FetchConfig,
-    /// What is left of the streams says so.
-    claims: Claims,
-    fetch: Option<Fetch>,
+    n: usize,
+    core: catch_up::CatchUp,
 }
 
 impl CatchUp {
-    /// Begins. `stable` is the last stable checkpoint that is known of.
+    /// Begins. `known`: parts of a snapshot that are at hand; `stable`: the last stable checkpoint
+    /// that is known of.
     pub(super) fn new(
         config: &Config,
+        known: Vec<Arc<Part>>,
         stable: Option<Checkpoint>,
         registers: &mut Registers,
     ) -> CatchUp {
         let Config { me, n, cluster, .. } = *config;
         ServerId::all(n).for_each(|writer| registers.rewind(writer));
         let config = FetchConfig { me, n, cluster, silence: SILENCE };
-        CatchUp { config, claims: Claims::new(n, stable), fetch: None }
+        CatchUp { n, core: catch_up::CatchUp::new(config, known, stable) }
     }
 
-    /// Goes on.
+    /// Goes on, with what `disk` has.
     pub(super) fn turn(
         &mut self,
         now: Micros,
         registers: &mut Registers,
+        disk: Option<&Disk>,
         out: &mut Vec<GuestOutput>,
     ) {
-        for writer in ServerId::all(self.config.n) {
-            self.look_at(writer, registers);
+        loop {
+            for writer in ServerId::all(self.n) {
+                self.look_at(writer, registers);
+            }
+            if !self.core.count_next() {
+                break;
+            }
         }
-        if !self.is_whole(registers) {
-            self.choose(registers);
+        let chosen = self.core.choose(|writer| registers.first(writer)).is_some();
+        let Some(fetch) = self.core.fetch_mut() else { return };
+        if let Some(disk) = disk.filter(|_| chosen) {
+            load(disk, fetch);
         }
-        let Some(fetch) = &mut self.fetch else { return };
         let mut questions = Vec::new();
         fetch.poll(now, &mut questions);
         let ask = |(source, question)| GuestOutput::Transfer(source, question);
         out.extend(questions.into_iter().map(ask));
     }
 
-    /// Counts the claims of the records of `writer` that are there.
+    /// Looks at the records of `writer` that are there, up to the next claim.
     fn look_at(&mut self, writer: ServerId, registers: &mut Registers) {
-        loop {
+        while !self.core.waits(writer) {
             match registers.next(writer) {
                 Next::Nothing => return,
                 // It went while it was looked at.
                 Next::Reclaimed => registers.rewind(writer),
                 Next::Damaged => panic!("a host exposed what is no record of {writer}"),
                 Next::Record(record) => {
-                    count_claim(&mut self.claims, self.config.n, &record);
+                    self.core.show(&record);
                     registers.advance(writer);
                 }
             }
         }
     }
 
-    /// Turns to the newest stable checkpoint, if what lies behind its cut is still there.
-    fn choose(&mut self, registers: &Registers) {
-        let Some(stable) = self.claims.stable() else { return };
-        let known = self.fetch.as_ref().is_some_and(|fetch| fetch.wanted() == stable);
-        if known || is_reclaimed(stable, registers) {
-            return;
-        }
-        match &mut self.fetch {
-            Some(fetch) => fetch.restart(stable.clone()),
-            None => self.fetch = Some(Fetch::new(self.config, stable.clone())),
+    /// Another guest's answer.
+    pub(super) fn answered(&mut self, now: Micros, source: ServerId, answer: ToGuest) {
+        if let Some(fetch) = self.core.fetch_mut() {
+            fetch.on_message(now, source, answer);
         }
     }
 
-    /// Another guest's answer.
-    pub(super) fn answered(&mut self, now: Micros, source: ServerId, answer: ToGuest) {
-        if let Some(fetch) = &mut self.fetch {
-            fetch.on_message(now, source, answer);
+    /// The connection to another guest is gone.
+    pub(super) fn lost(&mut self, now: Micros, source: ServerId) {
+        if let Some(fetch) = self.core.fetch_mut() {
+            fetch.on_lost(now, source);
         }
     }
 
     /// Whether the snapshot is there, and what lies behind its cut too.
     pub(super) fn is_whole(&self, registers: &Registers) -> bool {
-        let fetch = self.fetch.as_ref().filter(|fetch| fetch.is_complete());
-        fetch.is_some_and(|fetch| !is_reclaimed(fetch.wanted(), registers))
+        self.core.is_whole(|writer| registers.first(writer))
     }
 
     /// Takes the snapshot, and has all streams read on behind its cut. `None` if that was reclaimed
     /// just now.
     pub(super) fn take_snapshot(&mut self, registers: &mut Registers) -> Option<Snapshot> {
-        let snapshot = self.fetch.as_ref()?.snapshot()?;
-        for (writer, read) in ServerId::all(self.config.n).zip(&snapshot.checkpoint().cut) {
+        let snapshot = self.core.fetch()?.snapshot()?;
+        for (writer, read) in ServerId::all(self.n).zip(&snapshot.checkpoint().cut) {
             if registers.seek(writer, Seq(*read)).is_err() {
-                ServerId::all(self.config.n).for_each(|writer| registers.rewind(writer));
+                ServerId::all(self.n).for_each(|writer| registers.rewind(writer));
                 return None;
             }
         }
@@ -121,27 +121,22 @@ impl CatchUp {
 
     /// The deadline of what others were asked for.
     pub(super) fn next_deadline(&self) -> Option<Micros> {
-        self.fetch.as_ref().and_then(Fetch::next_deadline)
+        self.core.fetch().and_then(Fetch::next_deadline)
     }
 
     /// How much it holds, and what bounds it: the manifest, which `f + 1` claims vouch for.
     pub(super) fn queue(&self) -> (&'static str, usize, usize) {
-        let progress = self.fetch.as_ref().map(Fetch::progress).unwrap_or_default();
+        let progress = self.core.fetch().map(Fetch::progress).unwrap_or_default();
         let (got, all) = progress.bytes;
         ("bytes of a snapshot that is fetched", got as usize, all as usize)
     }
 }
 
-/// Whether records that come right behind the cut of a checkpoint are reclaimed.
-fn is_reclaimed(checkpoint: &Checkpoint, registers: &Registers) -> bool {
-    let mut cuts = ServerId::all(checkpoint.cut.len()).zip(&checkpoint.cut);
-    cuts.any(|(writer, cut)| registers.first(writer).0 > *cut)
-}
-
-fn count_claim(claims: &mut Claims, n: usize, record: &Record<'_>) {
-    if let Ok(Body::Accept(accept)) = Body::decode(record.body, n)
-        && let Some(claim) = &accept.checkpoint
-    {
-        claims.count(&record.stamp, claim);
+/// Gives a transfer what the own store has of the snapshot, and of those before it.
+fn load(disk: &Disk, fetch: &mut Fetch) {
+    let (found, all) = disk.look_for(fetch.wanted());
+    fetch.know(all.iter().flat_map(|snapshot| snapshot.parts()).cloned());
+    if let Some(found) = found {
+        assert!(fetch.offer_manifest(found.manifest().clone()), "it was stored under this name");
     }
 }

@@ -14,6 +14,7 @@ use shared_registers::ids::{ClientId, Micros, OrderNumber, Seq, ServerId};
 use shared_registers::record::Checkpoint;
 
 use super::catch_up::CatchUp;
+use super::store::Store;
 use super::subscribers::Subscribers;
 use super::{GuestConfig, GuestInput, GuestOutput};
 use crate::application::Tally;
@@ -36,7 +37,10 @@ enum Core {
 }
 
 impl Core {
-    fn reading(replica: Replica) -> Core {
+    fn reading(mut replica: Replica, stores: bool) -> Core {
+        if stores {
+            replica.claim_after_store();
+        }
         Core::Replica { replica: Box::new(replica), at_work: false }
     }
 
@@ -66,6 +70,9 @@ pub struct Correct {
     core: Core,
     /// The host has taken what an earlier guest left behind (P6).
     drained: bool,
+    /// R6: the host recovers: everything can be read, and nothing written.
+    reads_only: bool,
+    store: Option<Store>,
     /// Frames for which the write file has no room.
     frames: VecDeque<(Seq, Vec<u8>)>,
     /// The longest that each queue has been.
@@ -91,14 +98,18 @@ impl Correct {
     pub fn start(now: Micros, config: &GuestConfig, read: Memory, write: Memory) -> Correct {
         let registers = GuestRegisters::attach(config.geometry, read, write);
         let replica = Replica::new(config.replica.clone(), Box::new(Tally::default()));
+        let registers = registers.expect("the engine made the files for this geometry");
+        let reads_only = registers.recovering().is_some();
         Correct {
             me: config.me,
             n: config.n,
             clients: config.replica.clients as usize,
             config: config.replica.clone(),
-            registers: registers.expect("the engine made the files for this geometry"),
-            core: Core::reading(replica),
-            drained: false,
+            registers,
+            core: Core::reading(replica, config.store.is_some()),
+            drained: reads_only,
+            store: config.store.clone().map(|(disk, takes)| Store::new(disk, takes)),
+            reads_only,
             frames: VecDeque::new(),
             longest: Longest::default(),
             subscribers: Subscribers::default(),
@@ -114,12 +125,18 @@ impl Correct {
         let mut rung = false;
         match input {
             GuestInput::FromClient(client, message) => self.on_client(now, client, message, out),
+            GuestInput::FromGuest(_, _) if self.reads_only => {}
             GuestInput::FromGuest(server, order) => {
                 if let Some(replica) = self.core.at_work() {
                     replica.step(now, Input::Forward(server, order), &mut self.out);
                 }
             }
             GuestInput::Transfer(server, message) => self.on_transfer(now, server, message, out),
+            GuestInput::SourceLost(source) => {
+                if let Core::CatchingUp(catch_up) = &mut self.core {
+                    catch_up.lost(now, source);
+                }
+            }
             GuestInput::ClientLost(client) => self.subscribers.lose(client),
             GuestInput::Registers => rung = true,
             GuestInput::Timer => {}
@@ -127,7 +144,8 @@ impl Correct {
         for _ in 0..TURNS {
             let more = self.turn(now, std::mem::take(&mut rung), out);
             self.registers.doze();
-            let news = self.drained && self.registers.has_news();
+            let reads = self.drained || self.store.is_some();
+            let news = reads && self.registers.has_news();
             if !more && !news {
                 return;
             }
@@ -143,7 +161,8 @@ impl Correct {
             Core::Replica { replica, at_work } => replica.next_deadline().filter(|_| *at_work),
             Core::CatchingUp(catch_up) => catch_up.next_deadline(),
         };
-        Some(core.map_or(self.hints_at, |at| at.min(self.hints_at)))
+        let stored = self.store.as_ref().and_then(Store::next_deadline);
+        [core, stored, Some(self.hints_at)].into_iter().flatten().min()
     }
 
     /// Whether it takes connections yet (P6).
@@ -179,6 +198,9 @@ impl Correct {
     ) {
         let known = self.core.replica();
         let Some(message) = self.subscribers.take(known, client, message, out) else { return };
+        if self.reads_only && matches!(message, ToServer::Order(_)) {
+            return;
+        }
         let Some(replica) = self.core.at_work() else { return };
         let order = match &message {
             ToServer::Order(order) => Some(order.id),
@@ -202,21 +224,25 @@ impl Correct {
     fn turn(&mut self, now: Micros, rung: bool, out: &mut Vec<GuestOutput>) -> bool {
         if !self.drained {
             // P6: what an earlier guest left behind enters the stream first.
-            if !self.registers.drained() {
+            self.drained = self.reads_only || self.registers.drained();
+            if !self.drained {
                 self.hints_at = now.plus(HINTS_EVERY);
-                return false;
+                if self.store.is_none() {
+                    return false;
+                }
             }
-            self.drained = true;
         }
+        self.take_stored(now);
         let unread = match self.core {
             Core::Replica { .. } => self.read_records(now, out),
             Core::CatchingUp(_) => self.catch_up(now, out),
         };
         if let Core::Replica { at_work, .. } = &mut self.core {
             // P6: everything that was exposed is read, the own stream included.
-            *at_work |= !unread;
+            *at_work |= !unread && self.drained;
         }
         self.act(now, rung);
+        self.store(now, unread);
         self.carry_out(out);
         let Some(replica) = self.core.replica() else { return unread };
         self.subscribers.pump(replica, out) || unread
@@ -256,12 +282,16 @@ impl Correct {
 
     /// A record that is to be read is reclaimed: all that the replica knows is void.
     fn fall_behind(&mut self, out: &mut Vec<GuestOutput>) {
-        let Some(replica) = self.core.replica() else { return };
-        let stable = replica.stable().cloned();
+        let Core::Replica { replica, .. } = &mut self.core else { return };
+        let (known, stable) = match self.store.is_some() {
+            true => (replica.content().parts, replica.stable().cloned()),
+            false => (vec![], replica.stable().cloned()),
+        };
         // What it wanted to write is of a replica that is gone.
         self.out.retain(|output| !matches!(output, Output::Write { .. }));
         self.frames.clear();
-        let catch_up = CatchUp::new(&self.config, stable, &mut self.registers);
+        let catch_up = CatchUp::new(&self.config, known, stable, &mut self.registers);
+        self.drained &= self.store.is_none();
         self.core = Core::CatchingUp(Box::new(catch_up));
         out.push(GuestOutput::Note(Event::FellBehind { server: self.me }));
     }
@@ -269,11 +299,12 @@ impl Correct {
     /// Goes on with catching up. Returns whether it has a replica again.
     fn catch_up(&mut self, now: Micros, out: &mut Vec<GuestOutput>) -> bool {
         let Core::CatchingUp(catch_up) = &mut self.core else { return false };
-        catch_up.turn(now, &mut self.registers, out);
+        catch_up.turn(now, &mut self.registers, self.store.as_ref().map(Store::disk), out);
         let news = self.longest.is(u32::from(self.me.0), catch_up.queue());
         out.extend(news.map(GuestOutput::Note));
         // P6: its own stream must be complete before it is read, so that nothing is written twice.
-        if !catch_up.is_whole(&self.registers) || !self.registers.drained() {
+        let drained = self.reads_only || self.store.is_some() || self.registers.drained();
+        if !catch_up.is_whole(&self.registers) || !drained {
             self.hints_at = now.plus(HINTS_EVERY);
             return false;
         }
@@ -291,8 +322,30 @@ impl Correct {
             settled: Some(checkpoint.cut.clone()),
         };
         out.push(GuestOutput::Note(Event::Restored { server, checkpoint, order, chain }));
-        self.core = Core::reading(replica);
+        self.core = Core::reading(replica, self.store.is_some());
         true
+    }
+
+    /// What is stored by now may be claimed.
+    fn take_stored(&mut self, now: Micros) {
+        let Some(store) = &mut self.store else { return };
+        while let Some(checkpoint) = store.take_stored(now) {
+            if let Core::Replica { replica, .. } = &mut self.core {
+                replica.on_stored(&checkpoint);
+            }
+        }
+    }
+
+    /// Hands out what is to be stored, and says what may go. Not on the way through old records.
+    fn store(&mut self, now: Micros, unread: bool) {
+        let Some(store) = &mut self.store else { return };
+        let Core::Replica { replica, at_work } = &mut self.core else { return };
+        if *at_work || !unread {
+            if let Some(snapshot) = replica.to_store() {
+                store.put(now, snapshot);
+            }
+            store.settle(replica.settled());
+        }
     }
 
     /// Tells the history what the last record brought.
@@ -356,6 +409,10 @@ impl Correct {
 
     /// Tells the core what was dropped and what the hints are, and lets it act.
     fn act(&mut self, now: Micros, rung: bool) {
+        if self.reads_only {
+            self.hints_at = now.plus(HINTS_EVERY);
+            return;
+        }
         let Some(replica) = self.core.at_work() else { return };
         if let Some(notice) = self.registers.drop_notice() {
             // Frames that follow a dropped one are void (R1): the core writes them anew.

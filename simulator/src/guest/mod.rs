@@ -16,6 +16,7 @@
 //! | `section6` | what it claims, and what it gives out for snapshots |
 //! | `abuse` | what it does to its write file |
 //! | [`script`] | what several of them know of each other |
+//! | [`store`] | a correct guest's snapshots on its disk |
 //! | `subscribers` | listeners, of either kind of guest |
 
 mod abuse;
@@ -28,6 +29,7 @@ mod rewrite;
 mod schemes;
 pub mod script;
 mod section6;
+pub mod store;
 pub mod strategies;
 mod subscribers;
 #[cfg(test)]
@@ -45,6 +47,7 @@ use crate::memory::Memory;
 use byzantine::Byzantine;
 use correct::Correct;
 use script::Script;
+use store::Disk;
 use strategies::Strategy;
 
 /// What a guest process is started with.
@@ -68,6 +71,9 @@ pub struct GuestConfig {
     pub lying: Vec<(ClientId, Vec<MacKey>)>,
     /// What it shares with the other broken-in guests: clones of one.
     pub script: Script,
+    /// Where a correct one stores snapshots, and how long that takes; it claims none before. None:
+    /// it keeps them in its memory alone.
+    pub store: Option<(Disk, Micros)>,
 }
 
 /// Something that happens to a guest.
@@ -83,6 +89,8 @@ pub enum GuestInput {
     FromGuest(ServerId, OrderMessage),
     /// A question for a piece of a snapshot from another guest, or its answer (section 6).
     Transfer(ServerId, ToGuest),
+    /// The connection to a guest that it asks is gone, and what was on its way.
+    SourceLost(ServerId),
     /// [`Guest::next_deadline`] has come, or is near.
     Timer,
 }

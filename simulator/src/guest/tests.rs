@@ -119,6 +119,7 @@ impl Stage {
                 strategies: strategies.unwrap_or_default(),
                 seed: 7,
                 lying: vec![(ClientId(2), (0..n).map(|host| key(ClientId(2), host)).collect())],
+                store: None,
                 script: script.clone(),
             };
             let guest = Guest::start(now, &config, read.clone(), write.clone());
