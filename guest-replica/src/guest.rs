@@ -358,13 +358,15 @@ impl Guest<'_> {
 
     /// Tells the core what was dropped and what the hints are, and lets it act.
     fn act(&mut self, rung: bool) {
-        if self.registers.reads_only() {
-            return; // P6: its own stream has to be whole before it goes on with it.
-        }
         let now = self.clock.now();
         let look = rung || now >= self.hints_at;
         if look {
             self.hints_at = now.plus(HINTS_EVERY);
+        }
+        if self.registers.reads_only() {
+            return; // P6: its own stream has to be whole before it goes on with it.
+        }
+        if look {
             self.registers.check_full();
         }
         let Some(replica) = self.core.at_work() else { return };

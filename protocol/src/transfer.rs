@@ -6,10 +6,11 @@
 //! what it is: a lie of its sender, who is not asked again. A source that dies, falls silent or has
 //! let the part go is replaced by another; what was verified stays, also when a newer checkpoint
 //! becomes stable meanwhile and the transfer begins anew with its manifest. Every source works on a
-//! part of its own; when none is left for one, it races the slowest other for its part.
+//! part of its own; when none is left for one, it races the slowest other for its part. All race for
+//! the manifest, so that a slow one holds nobody up.
 //!
-//! What is held is bounded by the manifest, which `f + 1` claims vouch for, and one part per
-//! source.
+//! What is held is bounded by the manifest, which `f + 1` claims vouch for, and one part (or
+//! manifest) per source.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -206,9 +207,7 @@ impl Fetch {
                 .collect::<Vec<_>>()
         };
         let (digest, entry) = if self.manifest.is_none() {
-            if !self.downloads.is_empty() {
-                return false; // One manifest at a time: it is small.
-            }
+            // All race: it is small, and nobody knows yet how long it may last.
             (self.wanted.digest, None)
         } else {
             let free = self.missing.values().find(|entry| sent(&entry.digest).is_empty());
@@ -307,6 +306,7 @@ impl Fetch {
         let missing = named.into_iter().filter(|(digest, _)| !self.held.contains_key(digest));
         self.missing = missing.collect();
         self.manifest = Some((bytes, manifest));
+        self.downloads.clear(); // Whoever raced for it may turn to parts.
         true
     }
 

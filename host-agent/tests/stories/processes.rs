@@ -24,7 +24,7 @@ use shared_registers::words::{MappedReadOnly, MappedReadWrite};
 
 use crate::world::accept;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
