@@ -37,3 +37,13 @@ pack() {
     (cd "$1" && find . -mindepth 1 -printf '%P\0' | LC_ALL=C sort -z |
         cpio --null --create --format=newc --reproducible --owner=0:0 --quiet) | gzip -n -9
 }
+
+# Builds the program $2 of the package $1 without libraries to load, the same bytes wherever it is
+# built, and prints where it is. $root is the sources' folder.
+build_static() {
+    local target=x86_64-unknown-linux-gnu folder=${CARGO_TARGET_DIR:-$root/target}
+    export RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$root=/difato --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+    export CARGO_PROFILE_RELEASE_DEBUG=none CARGO_PROFILE_RELEASE_STRIP=symbols
+    (cd "$root" && cargo build --release --locked --quiet -p "$1" --bin "$2" --target "$target" --target-dir "$folder") >&2
+    echo "$folder/$target/release/$2"
+}

@@ -104,9 +104,8 @@ pub fn boot() -> Result<Options, VmError> {
 /// Ends the machine.
 pub fn power_off() {
     sync();
-    if let Err(error) = reboot(RebootMode::RB_POWER_OFF) {
-        tracing::error!("cannot power off: {error}");
-    }
+    let Err(error) = reboot(RebootMode::RB_POWER_OFF);
+    tracing::error!("cannot power off: {error}");
 }
 
 fn mount_all() -> Result<(), VmError> {
