@@ -42,6 +42,7 @@ pack() {
 # built, and prints where it is. $root is the sources' folder.
 build_static() {
     local target=x86_64-unknown-linux-gnu folder=${CARGO_TARGET_DIR:-$root/target}
+    command -v cargo >/dev/null || refuse "there is no cargo here: install Rust (see README.md), or build where it is"
     export RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$root=/difato --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
     export CARGO_PROFILE_RELEASE_DEBUG=none CARGO_PROFILE_RELEASE_STRIP=symbols
     (cd "$root" && cargo build --release --locked --quiet -p "$1" --bin "$2" --target "$target" --target-dir "$folder") >&2

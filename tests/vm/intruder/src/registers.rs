@@ -83,9 +83,9 @@ fn store_into_read_file(geometry: &Geometry, path: &Path) -> Result<()> {
     let map = MappedReadWrite::map(&writable(path)?)?;
     let header = HEADER_BYTES as usize / 8;
     let rings = (0..geometry.n).map(|i| header + i * geometry.limits.ring_bytes as usize / 8);
-    let ranges = [0..header].into_iter().chain(rings.map(|base| base..base + RING_WORDS));
+    let words = (0..header).chain(rings.flat_map(|base| base..base + RING_WORDS));
     let (mut tried, mut changed) = (0, 0);
-    for word in ranges.flatten() {
+    for word in words {
         let wanted = !map.load(word, Ordering::SeqCst);
         map.store(word, wanted, Ordering::SeqCst);
         tried += 1;
