@@ -67,6 +67,8 @@ fn registers(cluster: &Cluster, before: &[u64]) {
     assert!(said.contains("intruder: 0 of "), "{said}");
     assert_eq!(rings(cluster, BROKEN_IN), before, "the read file has changed");
 
+    permissions(cluster);
+
     // Garbage is dropped and counted.
     let counters = attach(cluster, BROKEN_IN).counters();
     assert!(counters[Counter::dropped(DropReason::Framing)] >= 1, "{counters:?}");
@@ -82,6 +84,19 @@ fn registers(cluster: &Cluster, before: &[u64]) {
         assert_eq!(found.iter().filter(|one| **one == its_own).count(), 1, "host {host}");
         assert!(found.iter().all(|(stream, writer)| stream == writer), "host {host}: {found:?}");
     }
+}
+
+/// Should it get out of its machine, it is QEMU's user, who may do no more: guest I's is 60600 + I.
+fn permissions(cluster: &Cluster) {
+    let folder = paths(cluster, BROKEN_IN).registers(ServerId(BROKEN_IN));
+    let may = |user: &str, what: &str, file: &str| {
+        let file = folder.join(file);
+        let as_user = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", "test"];
+        try_run(&[&as_user[..], &[what, file.to_str().unwrap()]].concat()).is_ok()
+    };
+    assert!(may("60602", "-w", "write") && may("60602", "-r", "read"));
+    assert!(!may("60602", "-w", "read"), "its QEMU can write the read file");
+    assert!(!may("60600", "-r", "read") && !may("60600", "-w", "write"), "another guest's can");
 }
 
 /// What it sent, what of that left its host, and what it heard.
