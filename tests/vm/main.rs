@@ -2,7 +2,7 @@
 //! requests, outlive the loss of a machine, and that an attacker who owns one of them, as root, gets
 //! no further than into that machine.
 //!
-//! These need root, QEMU and the images that `vm/build-image` and `tests/vm/build-intruder` make, so
+//! But for [`usage`] these need root, QEMU and the images that `vm/build-image` and `tests/vm/build-intruder` make, so
 //! they run when asked to: `.ci/run` does, and so does
 //!
 //! ```text
@@ -19,3 +19,4 @@
 mod break_in;
 mod cluster;
 mod machines;
+mod usage;

@@ -45,3 +45,20 @@ fn item(name: &str) -> Result<String, VmError> {
     let what = format!("read opt/difato/{name} from fw_cfg");
     fs::read_to_string(Path::new(FOLDER).join(name).join("raw")).map_err(VmError::step(what))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_is_told_who_it_is_and_nothing_that_it_does_not_know() {
+        let parse = toml::from_str::<GuestConfig>;
+        let guest = parse("id = 2\nprefix = 24\ngateway = \"10.7.0.254\"").unwrap();
+        let gateway = Some("10.7.0.254".parse().unwrap());
+        assert_eq!(guest, GuestConfig { id: 2, prefix: 24, gateway });
+        assert_eq!(parse("id = 0\nprefix = 8").unwrap().gateway, None);
+        for wrong in ["id = 0", "prefix = 8", "id = -1\nprefix = 8", "id = 0\nprefix = 8\nx = 1"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

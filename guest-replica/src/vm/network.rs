@@ -121,3 +121,19 @@ fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     body.extend(kind.to_ne_bytes());
     body.extend(value);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_the_kernels_structures() {
+        let address = new_address(3, "10.0.0.1".parse().unwrap(), 24);
+        let attributes = [8, 0, 2, 0, 10, 0, 0, 1, 8, 0, 1, 0, 10, 0, 0, 1];
+        let index = 3u32.to_ne_bytes();
+        assert_eq!(address, [&[2, 24, 0, 0][..], &index, &attributes].concat());
+        let route = default_route(3, "fd00::1".parse().unwrap());
+        assert_eq!((route[..2].to_vec(), route.len()), (vec![10, 0], 12 + 20 + 8));
+        assert_eq!(link_up(3)[8..], [UP.to_ne_bytes(), UP.to_ne_bytes()].concat());
+    }
+}
