@@ -29,7 +29,7 @@ pub(crate) enum Command {
     /// Run the trusted process of one server.
     HostAgent(RoleArgs),
     /// Run the guest process of one server.
-    GuestReplica(RoleArgs),
+    GuestReplica(GuestArgs),
     /// Have messages ordered, and print the order number of each.
     Send(SendArgs),
     /// Print all messages in their order.
@@ -138,7 +138,7 @@ pub(crate) struct UpArgs {
     pub(crate) dir: PathBuf,
 }
 
-/// `difato host-agent` and `difato guest-replica`.
+/// `difato host-agent`.
 #[derive(Args)]
 pub(crate) struct RoleArgs {
     /// The cluster's folder.
@@ -189,6 +189,23 @@ pub(crate) struct GuardedArgs {
     /// The command.
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<OsString>,
+}
+
+/// `difato guest-replica`.
+#[derive(Args)]
+pub(crate) struct GuestArgs {
+    /// The cluster's folder.
+    #[arg(long, required_unless_present = "vm")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Which server.
+    #[arg(long, required_unless_present = "vm")]
+    pub(crate) id: Option<u16>,
+    /// As the init of a virtual machine, which the host tells everything else (see `vm/`).
+    #[arg(long, conflicts_with_all = ["dir", "id", "supervised_by"])]
+    pub(crate) vm: bool,
+    /// The process that started this one; if it ends, so does this one.
+    #[arg(long, value_name = "PID", hide = true)]
+    pub(crate) supervised_by: Option<i32>,
 }
 
 /// `difato send`.

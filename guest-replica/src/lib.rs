@@ -27,12 +27,14 @@
 //! | `setup` | cluster, keys, address |
 //! | `store` | snapshots on this guest's own disk |
 //! | `registers` | the mapped files and the doorbell, through restarts of the host agent |
+//! | `bell` | the way to the host agent's doorbell |
 //! | `frames` | frames that wait for room in the write file |
 //! | `connections` | who connects, bounds, inboxes, where answers go |
 //! | `subscriptions` | cursors of those who listen |
 //! | `peers` | links to other guests: orders for them, and questions |
 //! | `net` | sockets and epoll |
 //! | `counters` | what is counted, and its names |
+//! | [`vm`] | the guest as the one process of a virtual machine |
 //! | [`limits`] | every bound |
 
 #![forbid(unsafe_code)]
@@ -45,6 +47,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use protocol::application::{self, Application};
 use shared_registers::words::explain_bus_errors;
 
+mod bell;
 mod catch_up;
 mod connections;
 mod counters;
@@ -58,6 +61,7 @@ mod registers;
 mod setup;
 mod store;
 mod subscriptions;
+pub mod vm;
 
 pub use error::GuestError;
 

@@ -9,18 +9,17 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::epoll::EpollFlags;
-use shared_registers::bell;
 use shared_registers::cluster::Paths;
 use shared_registers::guest_side::{DropNotice, GuestRegisters};
 use shared_registers::ids::{Micros, Seq, ServerId};
 use shared_registers::layout::{Geometry, LayoutError};
 use shared_registers::words::{MappedReadOnly, MappedReadWrite};
 
+use crate::bell;
 use crate::counters::Counters;
 use crate::error::GuestError;
 use crate::frames::Frames;
@@ -62,7 +61,7 @@ pub(crate) struct Registers {
     /// R6: as what the host wrote when this guest began to read.
     life: Life,
     frames: Frames,
-    bell: Option<UnixStream>,
+    bell: Option<File>,
     bell_lost: bool,
     /// The files are not those of the host any more.
     over: bool,

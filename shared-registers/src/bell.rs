@@ -11,15 +11,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-/// Listens at `path`, for this user alone, without blocking. A socket that an earlier run left
-/// there is replaced: the caller makes sure that no other process listens on it.
+/// Listens at `path`, without blocking, for this user and the socket's group: who may enter its
+/// folder decides, and that is this user alone until somebody opens it (to a virtual machine's
+/// group). A socket that an earlier run left there is replaced: the caller makes sure that no other
+/// process listens on it.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = through_folder(path, |short| UnixListener::bind(short))?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    fs::set_permissions(path, Permissions::from_mode(0o660))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -61,6 +63,6 @@ mod tests {
         host.write_all(&[1]).unwrap();
         assert_eq!(guest.read(&mut [0; 8]).unwrap(), 1);
         let mode = fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(mode & 0o777, 0o660);
     }
 }

@@ -462,7 +462,7 @@ impl Paths {
         self.registers(id).join("write")
     }
 
-    /// The folder where a guest keeps its snapshots: on its own disk, if it runs elsewhere.
+    /// The folder where a guest keeps its snapshots: in its own memory, if it is a virtual machine.
     pub fn snapshots(&self, id: ServerId) -> PathBuf {
         self.0.join("snapshots").join(id.to_string())
     }
