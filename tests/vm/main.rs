@@ -3,7 +3,7 @@
 //! no further than into that machine.
 //!
 //! But for [`usage`] these need root, QEMU and the images that `vm/build-image` and `tests/vm/build-intruder` make, so
-//! they run when asked to: `.ci/run` does, and so does
+//! they run when asked to: `.ci/run` does (all but [`rejuvenate`], which takes minutes), and so does
 //!
 //! ```text
 //! vm/build-image && tests/vm/build-intruder --image target/vm-image --out target/vm-intruder
@@ -19,4 +19,5 @@
 mod break_in;
 mod cluster;
 mod machines;
+mod rejuvenate;
 mod usage;
