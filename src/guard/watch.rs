@@ -17,8 +17,8 @@ use shared_registers::words::{MappedReadOnly, VecWords};
 const AWAY: Duration = Duration::from_secs(2);
 /// Terms of which votes to convict are kept: the newest.
 const TERMS_HELD: usize = 16;
-/// How often it is looked whether the file is still the same.
-const SAME_FILE: Duration = Duration::from_secs(1);
+/// How often it is looked whether there is a file, and the same one.
+const SAME_FILE: Duration = Duration::from_millis(200);
 
 /// Who convicts a sequencer, by term. Each CHANGE for `Dead` says that the term's sequencer proposed
 /// what it must not; `f + 1` of them are one correct server's at least.
@@ -81,8 +81,9 @@ struct Open {
 }
 
 impl Watch {
+    /// Whoever begins to guard starts a clean guest: what is in the file by now is of earlier ones.
     pub(crate) fn new(geometry: Geometry, f: usize, path: PathBuf) -> Watch {
-        Watch {
+        let mut this = Watch {
             wrote: vec![None; geometry.n],
             geometry,
             f,
@@ -91,7 +92,11 @@ impl Watch {
             looked: None,
             convictions: Convictions::default(),
             convicted: None,
-        }
+        };
+        this.look(Instant::now());
+        this.wrote.fill(None);
+        this.convicted = None;
+        this
     }
 
     /// Reads what is new.
@@ -104,13 +109,13 @@ impl Watch {
             }
         }
         for writer in ServerId::all(self.geometry.n) {
-            self.read(writer, Some(now));
+            self.read(writer, now);
         }
     }
 
-    /// Maps the file, if the host agent has made it, and passes over what was before: whoever begins
-    /// to guard starts a clean guest.
-    fn open(&mut self) -> Option<Open> {
+    /// Maps the file, if the host agent has made it. It is read from its start: of a term that is
+    /// known nobody is convicted again.
+    fn open(&self) -> Option<Open> {
         let file = File::open(&self.path).ok()?;
         let inode = file.metadata().ok()?.ino();
         let read = MappedReadOnly::map(&file).ok()?;
@@ -118,15 +123,11 @@ impl Watch {
         // Reading takes no write file: this one is nobody's.
         let write = VecWords::new((self.geometry.write_file_bytes() / 8) as usize);
         let registers = GuestRegisters::attach(self.geometry, read, write).ok()?;
-        self.open = Some(Open { registers, inode });
-        for writer in ServerId::all(self.geometry.n) {
-            self.read(writer, None);
-        }
-        self.open.take()
+        Some(Open { registers, inode })
     }
 
-    /// Reads a stream to its end. Without a time, what it reads is passed over.
-    fn read(&mut self, writer: ServerId, now: Option<Instant>) {
+    /// Reads a stream to its end.
+    fn read(&mut self, writer: ServerId, now: Instant) {
         let n = self.geometry.n;
         while let Some(open) = &mut self.open {
             match open.registers.next(writer) {
@@ -142,10 +143,8 @@ impl Watch {
                         _ => None,
                     };
                     open.registers.advance(writer);
-                    if let Some(now) = now {
-                        self.wrote[writer.index()] = Some(now);
-                        self.convict(writer, left);
-                    }
+                    self.wrote[writer.index()] = Some(now);
+                    self.convict(writer, left);
                 }
             }
         }
@@ -183,6 +182,16 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+    use std::path::Path;
+
+    use shared_registers::crypto::ClusterId;
+    use shared_registers::host_side::HostRegisters;
+    use shared_registers::ids::{Micros, Seq};
+    use shared_registers::limits::RegisterLimits;
+    use shared_registers::record::{Change, Record, Stamp};
+    use shared_registers::words::MappedReadWrite;
+
     use super::*;
 
     #[test]
@@ -197,16 +206,69 @@ mod tests {
         assert!(convictions.terms.len() <= TERMS_HELD);
     }
 
-    #[test]
-    fn who_writes_nothing_though_others_do_is_away() {
-        let limits = shared_registers::limits::RegisterLimits {
+    const ME: ServerId = ServerId(1);
+
+    fn geometry() -> Geometry {
+        let limits = RegisterLimits {
             max_payload_bytes: 64,
             ring_bytes: 1 << 16,
             write_ring_bytes: 1 << 16,
         };
-        let cluster = shared_registers::crypto::ClusterId([1; 32]);
-        let geometry = Geometry { n: 3, server: ServerId(1), cluster, limits };
-        let mut watch = Watch::new(geometry, 1, PathBuf::from("/nonexistent"));
+        Geometry { n: 3, server: ME, cluster: ClusterId([1; 32]), limits }
+    }
+
+    /// What `writer` has written, to a new file if there is none: that it leaves term 1, whose
+    /// sequencer is the guarded server, since it is dead.
+    fn leaves(host: &mut Option<Host>, path: &Path, writer: ServerId) {
+        let host = host.get_or_insert_with(|| {
+            let mut how = OpenOptions::new();
+            let file = how.read(true).write(true).create_new(true).open(path).unwrap();
+            file.set_len(geometry().read_file_bytes()).unwrap();
+            let write = VecWords::new((geometry().write_file_bytes() / 8) as usize);
+            let read = MappedReadWrite::map(&file).unwrap();
+            HostRegisters::create(geometry(), read, write).unwrap()
+        });
+        let (mut body, mut bytes) = (Vec::new(), Vec::new());
+        Body::Change(Change { term: Term(1), reason: Reason::Dead }).encode(&mut body);
+        let (time, seen) = (Micros(0), Box::from([0; 3]));
+        let stamp = Stamp { writer, seq: Seq(1), time, incarnation: 0, seen };
+        Record::encode(&stamp, &body, &mut bytes);
+        host.append(&Record { stamp, body: &body }, &bytes).unwrap();
+        host.expose();
+    }
+
+    type Host = HostRegisters<MappedReadWrite, VecWords>;
+
+    #[test]
+    fn nothing_is_missed_in_a_file_that_is_made_later_or_anew_and_nobody_is_convicted_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("read");
+        let mut watch = Watch::new(geometry(), 1, path.clone());
+        let mut host = None;
+        leaves(&mut host, &path, ServerId(0));
+        leaves(&mut host, &path, ServerId(2));
+        let later = |times| Instant::now() + SAME_FILE * times;
+        watch.look(later(1));
+        assert_eq!((watch.convicted(), watch.convicted()), (Some(Term(1)), None));
+        assert!(watch.wrote(ServerId(0)).is_some() && watch.wrote(ME).is_none());
+        // A host that has lost its file gets all of it again.
+        std::fs::rename(&path, folder.path().join("old")).unwrap();
+        let mut host = None;
+        for writer in [0, 2, 1] {
+            leaves(&mut host, &path, ServerId(writer));
+        }
+        watch.look(later(2));
+        assert!(watch.wrote(ME).is_some(), "the new file is read");
+        assert_eq!(watch.convicted(), None);
+        // Whoever begins now starts a clean guest.
+        let mut watch = Watch::new(geometry(), 1, path);
+        watch.look(later(1));
+        assert!(watch.convicted().is_none() && watch.wrote(ME).is_none());
+    }
+
+    #[test]
+    fn who_writes_nothing_though_others_do_is_away() {
+        let mut watch = Watch::new(geometry(), 1, PathBuf::from("/nonexistent"));
         assert!(watch.away().is_nobody(), "nobody has anything to write");
         let now = Instant::now();
         watch.wrote = vec![Some(now), None, Some(now + AWAY / 2)];
