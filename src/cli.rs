@@ -176,9 +176,10 @@ pub(crate) struct GuardArgs {
 
 const TURNS: &str = "\
 The servers take turns by the time of day, each a part of PERIOD: so their clocks must not differ by
-half of that, and PERIOD must be the same for all. A server whose turn it is is not replaced while
-another's guest writes nothing though others do. A guest that was the sequencer and proposed what it
-must not is replaced at once, when f+1 servers say so; one that ends by itself is started again.";
+half of that, and PERIOD must be the same for all. A guest is replaced in its turn if all others but
+f-1 (and those that are retired) have written since the turn before was half over: in a cluster that
+orders nothing nobody is. A guest that was the sequencer and proposed what it must not is replaced at
+once, when f+1 servers say so; one that ends by itself is started again.";
 
 /// `difato guarded`.
 #[derive(Args)]

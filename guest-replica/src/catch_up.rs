@@ -17,9 +17,7 @@ use shared_registers::record::Checkpoint;
 
 use crate::counters::Counters;
 use crate::error::GuestError;
-use crate::limits::{
-    RECORDS_PER_PASS, RECORDS_PER_TURN, SOURCE_SILENCE, STORE_BYTES_PER_TURN, TRANSFER_LOG_EVERY,
-};
+use crate::limits::{RECORDS_PER_TURN, SOURCE_SILENCE, STORE_BYTES_PER_TURN, TRANSFER_LOG_EVERY};
 use crate::peers::{News, Peers};
 use crate::registers::{Files, Registers};
 use crate::store::Store;
@@ -114,44 +112,26 @@ impl CatchUp {
 
     /// Shows it the records that are there. Returns whether there may be more.
     fn look(&mut self, registers: &mut Registers) -> Result<bool, GuestError> {
-        let mut count = 0;
-        while count < RECORDS_PER_TURN {
-            let before = count;
-            for writer in ServerId::all(self.n) {
-                count += self.look_at(writer, registers)?;
-            }
-            if !self.core.count_next() && count == before {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    fn look_at(
-        &mut self,
-        writer: ServerId,
-        registers: &mut Registers,
-    ) -> Result<usize, GuestError> {
-        for count in 0..RECORDS_PER_PASS {
-            if self.core.waits(writer) {
-                return Ok(count);
-            }
+        self.core.look(RECORDS_PER_TURN, |core, writer| {
             match registers.files.next(writer) {
-                Next::Nothing => return Ok(count),
+                Next::Nothing => return Ok(false),
                 // It went while it was looked at.
                 Next::Reclaimed => {
                     registers.files.rewind(writer);
-                    return Ok(count);
+                    return Ok(true);
                 }
                 Next::Damaged => {
+                    if registers.is_over() {
+                        return Ok(false); // R6: cut off. There will be no next turn.
+                    }
                     let path = registers.read_path().to_owned();
                     return Err(GuestError::Damaged { path, writer });
                 }
-                Next::Record(record) => self.core.show(&record),
+                Next::Record(record) => core.show(&record),
             }
             registers.files.advance(writer);
-        }
-        Ok(RECORDS_PER_PASS)
+            Ok(true)
+        })
     }
 
     fn choose(&mut self, files: &Files) {

@@ -88,7 +88,9 @@ pub(crate) fn open(
         Err(wrong) => recover(&read, geometry, write()?, boot, wrong)?,
     };
     opened.registers = opened.registers.durable(durable);
-    opened.registers.populate();
+    // Synced pages stay so: else the first sync to come would write whole rings.
+    let new = !durable && opened.registers.appended(geometry.server).0 == 0;
+    opened.registers.populate(new);
     match fs::remove_file(&fresh) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(AgentError::file(&fresh)(error))

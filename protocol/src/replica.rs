@@ -244,7 +244,10 @@ impl Replica {
     // the newest such CHANGE alone.
     fn follow(&mut self, now: Micros, out: &mut Vec<Output>) {
         if self.segment() < self.term {
-            self.write_change(Term(self.term.0 - 1), Reason::Follow, out);
+            let left = Term(self.term.0 - 1);
+            // Who convicts its sequencer counts, also of those that come late.
+            let dead = self.reader.term(left).is_some_and(|state| state.is_dead());
+            self.write_change(left, if dead { Reason::Dead } else { Reason::Follow }, out);
         }
         if self.suspicion.take_news_of_term() {
             self.forward_held(out);

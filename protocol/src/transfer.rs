@@ -6,12 +6,13 @@
 //! what it is: a lie of its sender, who is not asked again. A source that dies, falls silent or has
 //! let the part go is replaced by another; what was verified stays, also when a newer checkpoint
 //! becomes stable meanwhile and the transfer begins anew with its manifest. Every source works on a
-//! part of its own; when none is left for one, it races the slowest other for its part. All race for
+//! part of its own; when none is left for one, it races others for theirs. All race for
 //! the manifest, so that a slow one holds nobody up.
 //!
 //! What is held is bounded by the manifest, which `f + 1` claims vouch for, and one part (or
 //! manifest) per source.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -211,10 +212,15 @@ impl Fetch {
             (self.wanted.digest, None)
         } else {
             let free = self.missing.values().find(|entry| sent(&entry.digest).is_empty());
-            // None is free: race whoever is slowest, but nobody who is raced already.
+            // None is free: race for the one that fewest send, and of these that whoever is furthest
+            // still has most of to send. However many are slow on purpose, they hold nobody up.
             let raced = || {
-                let alone = self.missing.values().filter(|entry| sent(&entry.digest).len() == 1);
-                alone.max_by_key(|entry| entry.size - sent(&entry.digest)[0] as u64)
+                let left = |entry: &&Entry| {
+                    let sent = sent(&entry.digest);
+                    let most = sent.iter().max().copied().unwrap_or(0) as u64;
+                    (Reverse(sent.len()), entry.size.saturating_sub(most))
+                };
+                self.missing.values().max_by_key(left)
             };
             let Some(entry) = free.or_else(raced) else { return false };
             (entry.digest, Some(*entry))

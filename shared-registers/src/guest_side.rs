@@ -128,9 +128,9 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
     /// process's resident memory is at its start what it will be.
     pub fn populate(&self) {
         for writer in ServerId::all(self.geometry.n) {
-            self.geometry.stream_ring(writer).populate(&self.read);
+            self.geometry.stream_ring(writer).populate(&self.read, false);
         }
-        self.geometry.frame_ring().populate(&self.write);
+        self.geometry.frame_ring().populate(&self.write, false);
     }
 
     /// Whose files, and their shape.

@@ -35,9 +35,10 @@ pub trait Words {
         }
     }
     /// Maps `count` words from `start` on, if there is anything to map, so that using them for the
-    /// first time costs nothing later. A hint: whether it worked shows in nothing but time.
-    fn populate(&self, start: usize, count: usize) {
-        let _ = (start, count);
+    /// first time costs nothing later; also storing to them, if they are `new` and hold nothing yet.
+    /// A hint: whether it worked shows in nothing but time.
+    fn populate(&self, start: usize, count: usize, new: bool) {
+        let _ = (start, count, new);
     }
     /// Whether there are no words.
     fn is_empty(&self) -> bool {
@@ -109,8 +110,8 @@ impl<W: Words + ?Sized> Words for std::sync::Arc<W> {
     fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
         (**self).copy_out(start, count, out);
     }
-    fn populate(&self, start: usize, count: usize) {
-        (**self).populate(start, count);
+    fn populate(&self, start: usize, count: usize, new: bool) {
+        (**self).populate(start, count, new);
     }
 }
 
@@ -199,7 +200,7 @@ impl Words for MappedReadOnly {
     fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
         self.0.copy_out(start, count, out);
     }
-    fn populate(&self, start: usize, count: usize) {
+    fn populate(&self, start: usize, count: usize, _: bool) {
         self.0.populate(start, count, Advice::PopulateRead);
     }
 }
@@ -225,8 +226,10 @@ impl Words for MappedReadWrite {
     fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
         self.0.copy_out(start, count, out);
     }
-    fn populate(&self, start: usize, count: usize) {
-        self.0.populate(start, count, Advice::PopulateWrite);
+    fn populate(&self, start: usize, count: usize, new: bool) {
+        // That makes pages dirty, which a file with something in it would be written anew for.
+        let how = if new { Advice::PopulateWrite } else { Advice::PopulateRead };
+        self.0.populate(start, count, how);
     }
 }
 
@@ -344,9 +347,9 @@ impl Ring {
         words.clear(self.base, ((len - first) / 8) as usize);
     }
 
-    /// Maps the ring's pages, all at once.
-    pub fn populate<W: Words>(&self, words: &W) {
-        words.populate(self.base, (self.bytes / 8) as usize);
+    /// Maps the ring's pages, all at once; see [`Words::populate`].
+    pub fn populate<W: Words>(&self, words: &W, new: bool) {
+        words.populate(self.base, (self.bytes / 8) as usize, new);
     }
 
     /// The one word at place `at`.
@@ -431,8 +434,8 @@ mod tests {
         rw.store(5, 42, Ordering::Release);
         assert_eq!(ro.load(5, Ordering::Acquire), 42);
         // Populated before or after, and past the end: it changes nothing.
-        ro.populate(0, 512);
-        ro.populate(0, 1 << 20);
+        ro.populate(0, 512, false);
+        ro.populate(0, 1 << 20, false);
         assert_eq!(ro.load(5, Ordering::Acquire), 42);
         rw.store(6, 43, Ordering::Release);
         assert_eq!(ro.load(6, Ordering::Acquire), 43);
@@ -445,9 +448,9 @@ mod tests {
         let name = file.path().to_str().unwrap();
         let ring = Ring { base: 512, bytes: 1 << 18 };
         let writes = MappedReadWrite::map(file.as_file()).unwrap();
-        ring.populate(&writes);
+        ring.populate(&writes, true);
         let reads = MappedReadOnly::map(file.as_file()).unwrap();
-        ring.populate(&reads);
+        ring.populate(&reads, false);
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let ours = maps.split(name).skip(1);
         let resident = |map: &str| {

@@ -12,6 +12,8 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+/// The exit code of a command that could not be run, as shells have it.
+pub(crate) const CANNOT_RUN: i32 = 127;
 /// A guest that is told to stop has so long before it is killed.
 const STOP: Duration = Duration::from_secs(5);
 
@@ -28,9 +30,9 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// Whether the command was asked for something that cannot be.
-    pub(crate) fn refused(&self) -> bool {
-        self.status.code() == Some(2)
+    /// Whether there is no such command, or none that can be run.
+    pub(crate) fn was_never_run(&self) -> bool {
+        self.status.code() == Some(CANNOT_RUN)
     }
 }
 
@@ -44,8 +46,8 @@ impl Life {
     /// Starts the command. To be called on the main thread: it ends with the *thread* that started
     /// it.
     pub(crate) fn start(command: &[OsString]) -> Result<Life> {
-        let program = std::env::current_exe().context("cannot find this program itself")?;
-        let child = Command::new(program)
+        // This very program, also when another has taken its place on the disk.
+        let child = Command::new("/proc/self/exe")
             .args(["guarded", "--guard", &std::process::id().to_string(), "--"])
             .args(command)
             .stdin(Stdio::null())

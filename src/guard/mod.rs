@@ -70,8 +70,8 @@ pub(crate) fn run(args: &GuardArgs) -> Result<()> {
     let signals = Signals::new([SIGTERM, SIGINT]).context("cannot take signals")?;
     let watch = Watch::new(cluster.geometry(me), cluster.f, paths.read_file(me));
     let (begins, pause, command) = (Instant::now(), PAUSE, &args.command[..]);
-    let guard =
-        Guard { me, turns, watch, life: None, begins, pause, lasted: false, command, back: None };
+    let (f, lasted, back) = (cluster.f, false, None);
+    let guard = Guard { me, f, turns, watch, life: None, begins, pause, lasted, command, back };
     guard.serve(signals)
 }
 
@@ -85,11 +85,13 @@ pub(crate) fn run_guarded(args: &GuardedArgs) -> Result<()> {
     }
     let program = &args.command[0];
     let error = std::process::Command::new(program).args(&args.command[1..]).exec();
-    Err(bad_input(format!("cannot run {}: {error}", program.display())))
+    eprintln!("difato: cannot run {}: {error}", program.display());
+    std::process::exit(life::CANNOT_RUN)
 }
 
 struct Guard<'a> {
     me: ServerId,
+    f: usize,
     turns: Option<Turns>,
     watch: Watch,
     /// None between one that ended by itself and the next, ...
@@ -98,7 +100,7 @@ struct Guard<'a> {
     begins: Instant,
     /// Before a guest that ends by itself is started again.
     pause: Duration,
-    /// There was a guest that did not refuse to run.
+    /// There was a guest that ran.
     lasted: bool,
     command: &'a [OsString],
     /// When the guest was last started again, until it is seen to write.
@@ -129,16 +131,20 @@ impl Guard<'_> {
         Ok(())
     }
 
-    /// One server at a time: in its turn, and not while another's guest is away.
+    /// One server at a time: in its turn, and only if enough others are seen to be at work. Whoever is
+    /// silent is not: else an idle cluster might lose all that its guests have in memory, one after the
+    /// other.
     fn take_turn(&mut self) -> Result<()> {
         let Some(turns) = &mut self.turns else { return Ok(()) };
-        let away = self.watch.away();
-        if turns.due(wall()) && away.is_nobody() {
+        let since = Instant::now().checked_sub(turns.since_all_are_back(wall()));
+        let away = self.watch.away(since);
+        // With this one away too there are no more than f.
+        if turns.due(wall()) && away.count() < self.f {
             turns.taken(wall());
             return self.replace("it is its turn");
         }
         if turns.missed(wall()) {
-            tracing::warn!("guest {} was not replaced in its turn, with {away} away", self.me);
+            tracing::warn!("guest {} was not replaced in its turn: {away} wrote nothing", self.me);
         }
         Ok(())
     }
@@ -151,9 +157,9 @@ impl Guard<'_> {
     }
 
     fn wait_after(&mut self, ended: &Ended) -> Result<()> {
-        if !self.lasted && ended.refused() {
+        if !self.lasted && ended.was_never_run() {
             let program = self.command[0].display();
-            return Err(bad_input(format!("{program} does not run as it was asked to; see above")));
+            return Err(bad_input(format!("{program} cannot be run; see above")));
         }
         self.lasted = true;
         let pause = if ended.lived > SETTLED { PAUSE } else { self.pause };

@@ -32,13 +32,24 @@ impl Turns {
     }
 
     fn mine(&self, turn: u128) -> bool {
-        turn % self.n as u128 == u128::from(self.me.0) && turn > self.last
+        turn % self.n as u128 == u128::from(self.me.0) && turn != self.last
     }
 
     /// Whether it is to be replaced now: in its turn's first half. The other half is for coming back.
     pub(crate) fn due(&self, wall: Duration) -> bool {
-        let into = wall.as_nanos() % self.turn.as_nanos().max(1);
-        self.mine(self.at(wall)) && into * 2 < self.turn.as_nanos()
+        self.mine(self.at(wall)) && self.into(wall) * 2 < self.turn
+    }
+
+    /// How long ago the second half of the turn before began. Whoever has written since then is back
+    /// from its own turn.
+    pub(crate) fn since_all_are_back(&self, wall: Duration) -> Duration {
+        self.into(wall) + self.turn / 2
+    }
+
+    /// How far into the turn it is.
+    fn into(&self, wall: Duration) -> Duration {
+        let nanos = wall.as_nanos() % self.turn.as_nanos().max(1);
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
     /// Whether its turn passed without it; says so once a turn.

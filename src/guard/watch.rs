@@ -5,16 +5,16 @@ use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::ids::{ServerId, Term};
-use shared_registers::layout::Geometry;
+use shared_registers::layout::{Geometry, floor_from_word, floor_word};
 use shared_registers::record::{Body, Reason};
-use shared_registers::words::{MappedReadOnly, VecWords};
+use shared_registers::words::{MappedReadOnly, VecWords, Words};
 
-/// A guest that has not written for so long, while others have, is away.
-const AWAY: Duration = Duration::from_secs(2);
 /// Terms of which votes to convict are kept: the newest.
 const TERMS_HELD: usize = 16;
 /// How often it is looked whether there is a file, and the same one.
@@ -44,20 +44,20 @@ impl Convictions {
     }
 }
 
-/// Whose guests write nothing though others do.
+/// Whose guests were not seen to write.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Away(Vec<ServerId>);
 
 impl Away {
-    pub(crate) fn is_nobody(&self) -> bool {
-        self.0.is_empty()
+    /// How many.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
     }
 }
 
 impl fmt::Display for Away {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.0.iter().map(|server| format!("guest {server}")).collect();
-        f.write_str(if names.is_empty() { "nobody any more" } else { "" })?;
         f.write_str(&names.join(", "))
     }
 }
@@ -76,7 +76,8 @@ pub(crate) struct Watch {
 }
 
 struct Open {
-    registers: GuestRegisters<MappedReadOnly, VecWords>,
+    registers: GuestRegisters<Arc<MappedReadOnly>, VecWords>,
+    header: Arc<MappedReadOnly>,
     inode: u64,
 }
 
@@ -94,7 +95,6 @@ impl Watch {
             convicted: None,
         };
         this.look(Instant::now());
-        this.wrote.fill(None);
         this.convicted = None;
         this
     }
@@ -106,11 +106,11 @@ impl Watch {
             let inode = std::fs::metadata(&self.path).map(|data| data.ino()).ok();
             if self.open.as_ref().map(|open| open.inode) != inode {
                 self.open = self.open();
+                // When all this was written nobody knows.
+                ServerId::all(self.geometry.n).for_each(|writer| self.read(writer, None));
             }
         }
-        for writer in ServerId::all(self.geometry.n) {
-            self.read(writer, now);
-        }
+        ServerId::all(self.geometry.n).for_each(|writer| self.read(writer, Some(now)));
     }
 
     /// Maps the file, if the host agent has made it. It is read from its start: of a term that is
@@ -118,16 +118,16 @@ impl Watch {
     fn open(&self) -> Option<Open> {
         let file = File::open(&self.path).ok()?;
         let inode = file.metadata().ok()?.ino();
-        let read = MappedReadOnly::map(&file).ok()?;
+        let read = Arc::new(MappedReadOnly::map(&file).ok()?);
         self.geometry.check_read(&read).ok()?;
         // Reading takes no write file: this one is nobody's.
         let write = VecWords::new((self.geometry.write_file_bytes() / 8) as usize);
-        let registers = GuestRegisters::attach(self.geometry, read, write).ok()?;
-        Some(Open { registers, inode })
+        let registers = GuestRegisters::attach(self.geometry, read.clone(), write).ok()?;
+        Some(Open { registers, header: read, inode })
     }
 
     /// Reads a stream to its end.
-    fn read(&mut self, writer: ServerId, now: Instant) {
+    fn read(&mut self, writer: ServerId, now: Option<Instant>) {
         let n = self.geometry.n;
         while let Some(open) = &mut self.open {
             match open.registers.next(writer) {
@@ -143,7 +143,7 @@ impl Watch {
                         _ => None,
                     };
                     open.registers.advance(writer);
-                    self.wrote[writer.index()] = Some(now);
+                    self.wrote[writer.index()] = now.or(self.wrote[writer.index()]);
                     self.convict(writer, left);
                 }
             }
@@ -168,15 +168,22 @@ impl Watch {
         self.wrote[server.index()]
     }
 
-    /// Which other servers' guests write nothing though somebody has for [`AWAY`].
-    pub(crate) fn away(&self) -> Away {
-        let newest = self.wrote.iter().flatten().max();
+    /// Which other servers' guests were not seen to write since a moment. One that is retired (R6) is
+    /// none that others wait for.
+    pub(crate) fn away(&self, since: Option<Instant>) -> Away {
         let away = |server: &ServerId| {
-            let wrote = self.wrote[server.index()];
-            let behind = newest.map(|at| wrote.map_or(AWAY, |own| at.duration_since(own)));
-            *server != self.geometry.server && behind.is_some_and(|behind| behind >= AWAY)
+            let wrote =
+                self.wrote(*server).is_some_and(|at| since.is_some_and(|since| at >= since));
+            *server != self.geometry.server && !wrote && !self.is_retired(*server)
         };
         Away(ServerId::all(self.geometry.n).filter(away).collect())
+    }
+
+    fn is_retired(&self, server: ServerId) -> bool {
+        self.open.as_ref().is_some_and(|open| {
+            let floor = open.header.load(floor_word(server), Ordering::Acquire);
+            floor_from_word(floor).unwrap_or(0) % 2 == 1
+        })
     }
 }
 
@@ -250,15 +257,15 @@ mod tests {
         let later = |times| Instant::now() + SAME_FILE * times;
         watch.look(later(1));
         assert_eq!((watch.convicted(), watch.convicted()), (Some(Term(1)), None));
-        assert!(watch.wrote(ServerId(0)).is_some() && watch.wrote(ME).is_none());
+        assert_eq!(watch.away(Some(Instant::now())).count(), 2, "when is not known");
         // A host that has lost its file gets all of it again.
         std::fs::rename(&path, folder.path().join("old")).unwrap();
         let mut host = None;
-        for writer in [0, 2, 1] {
-            leaves(&mut host, &path, ServerId(writer));
-        }
+        leaves(&mut host, &path, ServerId(2));
         watch.look(later(2));
-        assert!(watch.wrote(ME).is_some(), "the new file is read");
+        leaves(&mut host, &path, ServerId(0));
+        watch.look(later(2));
+        assert!(watch.wrote(ServerId(0)).is_some() && watch.wrote(ServerId(2)).is_none());
         assert_eq!(watch.convicted(), None);
         // Whoever begins now starts a clean guest.
         let mut watch = Watch::new(geometry(), 1, path);
@@ -267,16 +274,15 @@ mod tests {
     }
 
     #[test]
-    fn who_writes_nothing_though_others_do_is_away() {
+    fn whoever_was_not_seen_to_write_lately_is_away_however_much_others_write() {
         let mut watch = Watch::new(geometry(), 1, PathBuf::from("/nonexistent"));
-        assert!(watch.away().is_nobody(), "nobody has anything to write");
         let now = Instant::now();
-        watch.wrote = vec![Some(now), None, Some(now + AWAY / 2)];
-        assert!(watch.away().is_nobody(), "the guarded one does not count");
-        watch.wrote[2] = Some(now + AWAY);
-        assert_eq!(watch.away(), Away(vec![ServerId(0)]));
-        assert_eq!(watch.away().to_string(), "guest 0");
-        watch.wrote[0] = None;
-        assert_eq!(watch.away(), Away(vec![ServerId(0)]));
+        let lately = now.checked_sub(SAME_FILE);
+        assert_eq!(watch.away(lately).count(), 2, "nobody has written");
+        watch.wrote = vec![Some(now), None, Some(now)];
+        assert_eq!(watch.away(lately), Away(vec![]), "the guarded one does not count");
+        assert_eq!(watch.away(Some(now + SAME_FILE)).to_string(), "guest 0, guest 2");
+        watch.wrote[2] = None;
+        assert_eq!(watch.away(lately), Away(vec![ServerId(2)]));
     }
 }

@@ -9,7 +9,10 @@ use std::time::Duration;
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
-use crate::attacker::{Attacker, Fate, HandClient, Taken};
+use shared_registers::ids::Term;
+use shared_registers::record::{Body, Change, Reason};
+
+use crate::attacker::{Attacker, Fate, HandClient, Taken, encoded};
 use crate::support::clients::{Caller, Traffic, one_order};
 use crate::support::command::{DIFATO, children_of, difato, runs};
 use crate::support::{Builder, Cluster, Role, path, until};
@@ -92,9 +95,10 @@ fn a_sequencer_that_proposes_what_it_must_not_is_replaced_at_once() {
     let first = attacker.proposal(0, 1, std::slice::from_ref(&order));
     assert_eq!(attacker.write(0, &first), Fate::Admitted);
     assert_eq!(count(&cluster, 0, "is replaced"), 0, "{}", log(&cluster, 0));
-    // What one server alone says convicts nobody: its own farewell does not.
+    // It leaves the term itself at once: others that hear of that first convict it all the same.
     let gap = attacker.proposal(0, 7, &[order]);
-    assert_eq!(attacker.write(0, &gap), Fate::Admitted);
+    let change = Change { term: Term(0), reason: Reason::Batch };
+    assert_eq!(attacker.write_two(&gap, &encoded(&Body::Change(change))), Fate::Admitted);
     until("the guard replaces its guest", || count(&cluster, 0, "others convict it") == 1);
     drop(attacker);
     until("the clean one is at work", || count(&cluster, 0, "all is read; at work") == 1);

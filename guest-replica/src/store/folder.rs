@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use protocol::limits::MAX_MANIFEST_BYTES;
-use protocol::snapshot::{Manifest, Snapshot};
+use protocol::snapshot::{Entry, Manifest, Snapshot};
 use shared_registers::crypto::Digest;
 use shared_registers::ids::{Batch, Term};
 
@@ -33,6 +33,11 @@ fn manifest_name(digest: &Digest) -> String {
 
 fn part_name(digest: &Digest) -> String {
     format!("{PART}{}", hexadecimal(digest))
+}
+
+/// Makes the folder, for this user alone, if it is not there.
+fn make(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Deletes a file, unless it is gone already.
@@ -67,7 +72,7 @@ pub(super) struct Folder {
 impl Folder {
     /// Makes the folder if it is not there, and deletes what is of no use in it.
     pub(super) fn open(path: &Path, n: usize, sync: bool) -> io::Result<Folder> {
-        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        make(path)?;
         delete(&path.join(UNFINISHED))?;
         let mut folder = Folder { path: path.to_owned(), sync, kept: Vec::new(), leftovers: false };
         let mut damaged = false;
@@ -113,6 +118,12 @@ impl Folder {
         Ok(())
     }
 
+    /// Whether a part is there. Somebody may have deleted it, or the folder, meanwhile.
+    fn has(&self, entry: &Entry) -> bool {
+        let file = fs::metadata(self.path.join(part_name(&entry.digest)));
+        file.is_ok_and(|file| file.len() == entry.size)
+    }
+
     /// Stores a snapshot. Returns how many bytes that took, or `None` if it was told to stop.
     pub(super) fn put(
         &mut self,
@@ -121,6 +132,7 @@ impl Folder {
         stopped: impl Fn() -> bool,
     ) -> io::Result<Option<u64>> {
         let parts: Vec<_> = snapshot.parts().iter().map(|part| part.entry().digest).collect();
+        make(&self.path)?;
         // On a full disk they might stand in the way of this one for ever.
         if std::mem::replace(&mut self.leftovers, true) {
             self.delete_unnamed(&parts, sure)?;
@@ -128,7 +140,8 @@ impl Folder {
         let mut bytes = 0;
         for part in snapshot.parts() {
             let digest = part.entry().digest;
-            if sure.lock().expect("no thread has panicked").contains(&digest) {
+            let known = sure.lock().expect("no thread has panicked").contains(&digest);
+            if known && self.has(&part.entry()) {
                 continue;
             }
             if stopped() {

@@ -3,6 +3,7 @@
 //!
 //! `protocol::catch_up` knows what it wants and when it has it; this is what is around that.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use protocol::catch_up;
@@ -20,6 +21,9 @@ use crate::memory::Memory;
 
 /// A source that sends nothing for so long is left alone for as long.
 const SILENCE: Micros = Micros::from_ms(200);
+
+/// It looks at so many records before it asks whether there are more.
+const RECORDS_AT_ONCE: usize = 7;
 
 type Registers = GuestRegisters<Memory, Memory>;
 
@@ -52,14 +56,7 @@ impl CatchUp {
         disk: Option<&Disk>,
         out: &mut Vec<GuestOutput>,
     ) {
-        loop {
-            for writer in ServerId::all(self.n) {
-                self.look_at(writer, registers);
-            }
-            if !self.core.count_next() {
-                break;
-            }
-        }
+        while self.look(registers) {}
         let chosen = self.core.choose(|writer| registers.first(writer)).is_some();
         let Some(fetch) = self.core.fetch_mut() else { return };
         if let Some(disk) = disk.filter(|_| chosen) {
@@ -71,20 +68,24 @@ impl CatchUp {
         out.extend(questions.into_iter().map(ask));
     }
 
-    /// Looks at the records of `writer` that are there, up to the next claim.
-    fn look_at(&mut self, writer: ServerId, registers: &mut Registers) {
-        while !self.core.waits(writer) {
+    /// Shows it some of the records that are there. Returns whether there may be more.
+    fn look(&mut self, registers: &mut Registers) -> bool {
+        let shown = self.core.look(RECORDS_AT_ONCE, |core, writer| {
             match registers.next(writer) {
-                Next::Nothing => return,
+                Next::Nothing => return Ok::<_, Infallible>(false),
                 // It went while it was looked at.
-                Next::Reclaimed => registers.rewind(writer),
-                Next::Damaged => panic!("a host exposed what is no record of {writer}"),
-                Next::Record(record) => {
-                    self.core.show(&record);
-                    registers.advance(writer);
+                Next::Reclaimed => {
+                    registers.rewind(writer);
+                    return Ok(true);
                 }
+                Next::Damaged => panic!("a host exposed what is no record of {writer}"),
+                Next::Record(record) => core.show(&record),
             }
-        }
+            registers.advance(writer);
+            Ok(true)
+        });
+        let Ok(more) = shown;
+        more
     }
 
     /// Another guest's answer.

@@ -148,3 +148,18 @@ fn files_that_are_longer_than_they_can_be_are_not_read() {
     fs::write(dir.path().join(part_name(&entry.digest)), [1; 1001]).unwrap();
     assert_eq!(read_part(dir.path(), &entry.digest, entry.size), Some(Vec::new()));
 }
+
+#[test]
+fn what_somebody_deletes_meanwhile_is_stored_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("1");
+    let (mut folder, sure) = (Folder::open(&path, 3, false).unwrap(), Sure::default());
+    put(&mut folder, &sure, &snapshot(1, &[1, 2, 3]));
+    let before = names(&path, PART);
+    fs::remove_file(path.join(&before[0])).unwrap();
+    put(&mut folder, &sure, &snapshot(2, &[1, 2, 3]));
+    assert_eq!(names(&path, PART), before);
+    fs::remove_dir_all(&path).unwrap();
+    put(&mut folder, &sure, &snapshot(3, &[1, 2, 3]));
+    assert_eq!(names(&path, PART), before);
+}
