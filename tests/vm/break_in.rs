@@ -99,6 +99,25 @@ fn permissions(cluster: &Cluster) {
     assert!(!may("60600", "-r", "read") && !may("60600", "-w", "write"), "another guest's can");
 }
 
+/// As that user it can open no connection, though its process is in its host's network namespace.
+#[test]
+#[ignore = "needs root, QEMU and vm/build-image: see tests/vm/main.rs"]
+fn who_breaks_out_of_its_machine_reaches_no_network() {
+    let cluster = Cluster::up(&["--no-guests"]);
+    let reaches = |user: &str| {
+        let space = format!("{}-h2", cluster.name);
+        let as_user = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"];
+        // The host agent of server 0, on the trusted network.
+        let connect = ["timeout", "2", "bash", "-c", "exec 3<>/dev/tcp/10.99.2.1/7000"];
+        try_run(&[&["ip", "netns", "exec", &space], &as_user[..], &connect].concat()).is_ok()
+    };
+    until("another user reaches another host", || reaches("60642").then_some(()));
+    assert!(!reaches("60602"), "its QEMU's user does");
+    let dropped = cluster.inside("h2", &["nft", "list", "counters"]);
+    let (_, rest) = dropped.split_once("counter of_qemu {").unwrap();
+    assert_ne!(rest.split_whitespace().nth(1), Some("0"), "{dropped}");
+}
+
 /// What it sent, what of that left its host, and what it heard.
 fn network(cluster: &Cluster) {
     let others = || {
