@@ -130,6 +130,23 @@ fn with_durability_disk_a_machine_that_went_down_asks_nobody() {
 }
 
 #[test]
+fn after_a_clean_stop_a_machine_that_was_started_again_asks_nobody() {
+    let mut cluster = Builder::new().start();
+    let caller = Caller::new(&cluster.folder, 0);
+    caller.invoke_all("before", 20);
+    cluster.stop(Role::Host, 1);
+    cluster.kill(Role::Host, 2);
+    let file = OpenOptions::new().read(true).write(true).open(read_file(&cluster, 1)).unwrap();
+    assert_eq!(word(&file, read::CLEAN), 1);
+    file.write_all_at(&[0x55; 8], 8 * read::BOOT as u64).unwrap();
+    cluster.start(Role::Host, 1);
+    let orders = caller.invoke_all("after", 20);
+    assert_eq!(orders, (21..=40).collect::<Vec<_>>());
+    assert!(!log(&cluster, 1).contains("recovers"), "{}", log(&cluster, 1));
+    assert_eq!(word(&file, read::CLEAN), 0, "it is in use");
+}
+
+#[test]
 fn it_waits_for_a_host_that_is_away_until_that_is_retired_or_comes_back() {
     let mut cluster = Builder::new().f(2).start();
     let caller = Caller::new(&cluster.folder, 0);
