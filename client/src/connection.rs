@@ -19,10 +19,8 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::error::ServerAccount;
+use crate::limits::MAX_QUEUED_BYTES;
 
-/// Bytes that may wait for a server that does not read. Frames on top are dropped, since what they
-/// carry is sent again in time; a frame for which that is not so ends the connection.
-const MAX_QUEUED_BYTES: usize = 64 << 20;
 /// Wait before the second attempt; it doubles from one to the next.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 /// Longest wait, and how long a connection must have been good for the waits to start anew.

@@ -22,7 +22,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::config::ClientConfig;
 use crate::connection::{Connection, Incoming, Peer};
 use crate::error::{ClientError, NoAnswer, ServerAccount};
-use crate::subscription::{Message, WAITING_BYTES, WAITING_MESSAGES};
+use crate::limits::{WAITING_BYTES, WAITING_MESSAGES};
+use crate::subscription::Message;
 use crate::{Delivered, Reply};
 
 /// Bytes that one read takes from a socket.

@@ -38,6 +38,7 @@ mod config;
 mod connection;
 mod driver;
 mod error;
+mod limits;
 mod status;
 mod subscription;
 

@@ -6,11 +6,7 @@ use tokio::sync::mpsc;
 
 use crate::driver::Command;
 use crate::error::ClientError;
-
-/// Messages that wait for a subscriber; the listener keeps some more, and the servers the rest.
-pub(crate) const WAITING_MESSAGES: u64 = 1024;
-/// Bytes of their payloads; one message more may be over it.
-pub(crate) const WAITING_BYTES: u64 = 8 << 20;
+use crate::limits::{WAITING_BYTES, WAITING_MESSAGES};
 
 /// A message at its place in the one order.
 #[derive(Clone, Debug, PartialEq, Eq)]

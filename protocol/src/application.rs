@@ -73,7 +73,6 @@ impl EchoSized {
     pub const MAGIC: [u8; 4] = *b"ECHO";
     /// Bytes of a request before its filling: the magic and the size.
     pub const HEADER_BYTES: usize = 8;
-    const MAX_REPLY_BYTES: usize = 16 << 20;
 
     /// A request of `request` bytes (and the header) that asks for a reply of `reply` bytes.
     pub fn request(request: usize, reply: u32) -> Vec<u8> {
@@ -89,7 +88,7 @@ impl Application for EchoSized {
     fn execute(&mut self, message: &Delivered<'_>) -> Vec<u8> {
         let asked = message.payload.strip_prefix(&Self::MAGIC).and_then(|r| r.first_chunk());
         let size = asked.map_or(0, |size| u32::from_le_bytes(*size) as usize);
-        vec![b'r'; if size > Self::MAX_REPLY_BYTES { 0 } else { size }]
+        vec![b'r'; if size > crate::limits::ECHO_REPLY_BYTES { 0 } else { size }]
     }
 
     fn snapshot(&mut self) -> Vec<Bytes> {

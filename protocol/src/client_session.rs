@@ -22,11 +22,8 @@ use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber, ServerId, Te
 
 use crate::messages::{Body, OrderMessage, Refusal, Reply, ToClient, ToServer};
 
-/// Most orders that may be unanswered at a time: as many as servers keep replies for (P1).
-pub const MAX_IN_FLIGHT: usize = crate::limits::KEPT_REPLIES;
-/// Bytes of replies that are kept from one server for orders on which `f + 1` do not agree yet.
-/// What comes on top is asked for again after the agreement.
-pub const HELD_BYTES_PER_SERVER: usize = 32 << 20;
+pub use crate::limits::{HELD_BYTES_PER_SERVER, MAX_IN_FLIGHT};
+
 /// The time to the next resend, and to the next fetch, doubles at most so often.
 const MAX_DOUBLINGS: u32 = 4;
 

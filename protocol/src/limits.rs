@@ -1,4 +1,5 @@
-//! Every bound of the replica, by name. What a cluster can set is in [`crate::replica::Config`].
+//! Every bound of the replica, and of those who speak to it, by name. What a cluster can set is in
+//! [`crate::replica::Config`].
 
 /// Orders held of one client that it sent directly.
 pub const DIRECT_ORDERS: usize = 512;
@@ -65,3 +66,32 @@ pub const PENDING_SNAPSHOTS: usize = 4;
 /// The sequencer proposes nothing while the orders since the stable checkpoint weigh so many times
 /// `K` (R7): then its ring is three quarters full.
 pub const WINDOW_CHECKPOINTS: u64 = 3;
+
+/// Most orders of a session that may be unanswered at a time: as many as servers keep replies for
+/// (P1).
+pub const MAX_IN_FLIGHT: usize = KEPT_REPLIES;
+/// Bytes that a session or a listener keeps of one server. A session: replies on which `f + 1` do not
+/// agree yet; what comes on top is asked for again after the agreement. A listener: payloads for
+/// orders after the next wanted one; more than its window, for the payloads that it is asked for.
+pub const HELD_BYTES_PER_SERVER: usize = 32 << 20;
+/// Messages that one server may send a listener before any of them has left; also how many order
+/// numbers, from the next wanted one on, are kept track of.
+pub const WINDOW_MESSAGES: u64 = 1024;
+/// Bytes that one server may send a listener before any of them have left, by
+/// [`Delivery::cost`](crate::messages::Delivery::cost); the last delivery may go over it.
+pub const WINDOW_BYTES: u64 = 8 << 20;
+/// A listener asks for missing payloads only so close to the next wanted order.
+pub const FETCH_AHEAD: u64 = 64;
+/// Most messages of credit that a server honours; what is granted on top is lost.
+pub const MAX_CREDIT_MESSAGES: u64 = 1 << 16;
+/// Most bytes of credit that a server honours; what is granted on top is lost.
+pub const MAX_CREDIT_BYTES: u64 = 1 << 28;
+const _: () = assert!(WINDOW_MESSAGES <= MAX_CREDIT_MESSAGES && WINDOW_BYTES <= MAX_CREDIT_BYTES);
+const _: () = assert!(
+    WINDOW_BYTES as usize + shared_registers::limits::MAX_PAYLOAD_BYTES <= HELD_BYTES_PER_SERVER
+);
+
+/// Bytes of all keys and values together that the application `kv` holds.
+pub const KV_BYTES: usize = 1 << 30;
+/// The largest reply that the application `echo-sized` gives.
+pub const ECHO_REPLY_BYTES: usize = 16 << 20;

@@ -27,22 +27,12 @@ use shared_registers::ids::{Micros, OrderId, OrderNumber, ServerId};
 use shared_registers::limits::MAX_PAYLOAD_BYTES;
 use shared_registers::order;
 
-use crate::messages::{Body, Delivery, MAX_CREDIT_BYTES, MAX_CREDIT_MESSAGES, ToClient, ToServer};
+use crate::limits::FETCH_AHEAD;
+use crate::messages::{Body, Delivery, ToClient, ToServer};
 use crate::replica::Queue;
 
-/// Messages that one server may send before any of them has left; also how many order numbers, from
-/// the next wanted one on, are kept track of.
-pub const WINDOW_MESSAGES: u64 = 1024;
-/// Bytes that one server may send before any of them have left, by [`Delivery::cost`]; the last
-/// delivery may go over it.
-pub const WINDOW_BYTES: u64 = 8 << 20;
-/// Bytes of payload that are kept from one server for orders after the next wanted one. More than
-/// its window, for the payloads that it is asked for.
-pub const HELD_BYTES_PER_SERVER: usize = 32 << 20;
-const _: () = assert!(WINDOW_MESSAGES <= MAX_CREDIT_MESSAGES && WINDOW_BYTES <= MAX_CREDIT_BYTES);
-const _: () = assert!(WINDOW_BYTES as usize + MAX_PAYLOAD_BYTES <= HELD_BYTES_PER_SERVER);
-/// Missing payloads are asked for only so close to the next wanted order.
-const FETCH_AHEAD: u64 = 64;
+pub use crate::limits::{HELD_BYTES_PER_SERVER, WINDOW_BYTES, WINDOW_MESSAGES};
+
 /// The time to the next request for the same payload doubles at most so often.
 const MAX_DOUBLINGS: u32 = 6;
 /// A server that left an order out is asked again after so long, and so often.

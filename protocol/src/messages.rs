@@ -14,17 +14,13 @@ use shared_registers::ids::{ClientId, Micros, OrderId, OrderNumber, ServerId, Te
 use shared_registers::limits::{MAX_PAYLOAD_BYTES, MAX_SERVERS};
 use shared_registers::order::{self, OrderView};
 
-use crate::limits::PIECE_BYTES;
+use crate::limits::{MAX_CREDIT_BYTES, MAX_CREDIT_MESSAGES, PIECE_BYTES};
 
 /// Largest frame on the payload network: the largest payload and the rest of a message. A channel
 /// of a cluster with a smaller limit can be set tighter with [`max_frame_bytes`].
 const MAX_MESSAGE_BYTES: usize = MAX_PAYLOAD_BYTES + OVERHEAD_BYTES;
 const OVERHEAD_BYTES: usize = 16 << 10;
 
-/// Most messages of credit that a server honours; what is granted on top is lost.
-pub const MAX_CREDIT_MESSAGES: u64 = 1 << 16;
-/// Most bytes of credit that a server honours; what is granted on top is lost.
-pub const MAX_CREDIT_BYTES: u64 = 1 << 28;
 /// What a delivery costs on top of its payload's bytes: about what its other fields and its frame
 /// take on the wire, so that one without a payload is not free.
 pub const DELIVERY_COST_BYTES: u64 = 128;

@@ -2,10 +2,9 @@
 //! encoding of everything, so a decoder that takes other bytes too would let a MAC or a digest
 //! mean two things.
 
-use protocol::limits::PIECE_BYTES;
+use protocol::limits::{MAX_CREDIT_BYTES, PIECE_BYTES};
 use protocol::messages::{
-    MAX_CREDIT_BYTES, ToClient, ToGuest, ToServer, decode, decode_to_guest, decode_to_server,
-    encode,
+    ToClient, ToGuest, ToServer, decode, decode_to_guest, decode_to_server, encode,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -20,11 +20,10 @@ use shared_registers::codec::{Malformed, Put, Reader};
 use shared_registers::crypto::Digest;
 
 use super::{Application, Delivered};
+use crate::limits::KV_BYTES;
 
 /// Buckets: so many that one change makes little anew, and so few that a manifest stays short.
 const BUCKETS: u16 = 1 << 14;
-/// Bytes of all keys and values together.
-const MAX_BYTES: usize = 1 << 30;
 /// What a key costs on top of its bytes and its value's: a bound on how many there are.
 const ENTRY_COST: usize = 64;
 
@@ -99,7 +98,7 @@ impl KeyValue {
             },
             b'P' => {
                 let after = self.bytes - old.map_or(0, |old| cost(key, old)) + cost(key, value);
-                if after > MAX_BYTES {
+                if after > KV_BYTES {
                     return Ok(b"F".to_vec());
                 }
                 self.bytes = after;

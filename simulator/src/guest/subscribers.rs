@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use protocol::messages::{Credit, MAX_CREDIT_BYTES, MAX_CREDIT_MESSAGES, ToClient, ToServer};
+use protocol::limits::{MAX_CREDIT_BYTES, MAX_CREDIT_MESSAGES};
+use protocol::messages::{Credit, ToClient, ToServer};
 use protocol::replica::{Lookup, Replica};
 use shared_registers::ids::{ClientId, OrderNumber};
 
