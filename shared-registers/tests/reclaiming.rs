@@ -12,7 +12,7 @@ use shared_registers::crypto::ClusterId;
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::host_side::{HostRegisters, StreamFull};
 use shared_registers::ids::{Micros, Seq, ServerId, Term};
-use shared_registers::layout::Geometry;
+use shared_registers::layout::{Geometry, read, stream_word};
 use shared_registers::limits::RegisterLimits;
 use shared_registers::record::{Body, Change, Reason, Record, Stamp};
 use shared_registers::words::{VecWords, Words, WordsMut};
@@ -254,6 +254,26 @@ fn a_host_killed_while_it_jumps_has_jumped_or_not() {
             killed_everywhere(prepare, act, |_| false);
         }
     }
+}
+
+/// R1 goes by the last CHANGE that is reclaimed, for which no record vouches any more.
+#[test]
+fn a_bit_that_is_flipped_in_the_last_change_is_found() {
+    let files = Files::new();
+    let mut host = files.create();
+    fill(&mut host, OTHER, u64::MAX, 40);
+    assert!(host.first(OTHER).0 > 0);
+    drop(host);
+    let at = stream_word(OTHER, read::CHANGED);
+    let right = files.read.load(at, Ordering::Relaxed);
+    assert_ne!(right, 0);
+    let reopen = || HostRegisters::reopen(geometry(), files.read.clone(), files.write.clone());
+    for bit in 0..64 {
+        files.read.store(at, right ^ 1 << bit, Ordering::Relaxed);
+        assert!(reopen().is_err(), "bit {bit}");
+    }
+    files.read.store(at, right, Ordering::Relaxed);
+    assert_whole(&reopen().unwrap(), OTHER);
 }
 
 #[test]

@@ -101,13 +101,21 @@ impl Stream {
     }
 }
 
-/// A term as a word: 0 is none.
+/// A term as a word: 0 is none. No record vouches for it, so its upper 16 bits do. Terms go up one by
+/// one, so that 48 bits last.
 fn to_word(term: Option<Term>) -> u64 {
-    term.map_or(0, |term| term.next().0)
+    term.map_or(0, |term| vouched(term.next().0))
 }
 
-fn from_word(word: u64) -> Option<Term> {
-    word.checked_sub(1).map(Term)
+fn vouched(value: u64) -> u64 {
+    let value = value & (u64::MAX >> 16);
+    u64::from(crc32fast::hash(&value.to_le_bytes())) << 48 | value
+}
+
+/// The term in a word, unless it is no such word.
+fn from_word(word: u64) -> Option<Option<Term>> {
+    let value = word & (u64::MAX >> 16);
+    (word == 0 || word == vouched(value)).then(|| value.checked_sub(1).map(Term))
 }
 
 impl<R: WordsMut, W: Words> HostRegisters<R, W> {
@@ -175,7 +183,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         if !fits || first_at % 8 != 0 || end > MAX_PLACE || copied > MAX_RECORDS {
             return nothing();
         }
-        let changed = from_word(word(read::CHANGED));
+        let Some(changed) = from_word(word(read::CHANGED)) else { return nothing() };
         let changed = changed.filter(|_| !broken(Canary::S6Changed));
         let mut stream = Stream::empty(copied, first_at, changed);
         let mut bytes = Vec::new();
