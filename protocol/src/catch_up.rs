@@ -3,7 +3,7 @@
 //!
 //! What is left of the streams is shown to it record by record: the claims in it say what is stable.
 //! A writer's newer claims push out its older ones, so the claims of all writers count in the order
-//! of their batches, as at hosts: [`CatchUp::look`] shows nothing more of a stream whose last claim
+//! of their heights: [`CatchUp::look`] shows nothing more of a stream whose last claim
 //! waits until every stream was shown as far as it goes, or waits too.
 //! The snapshot of the newest stable checkpoint is [fetched](Fetch). The cluster does not wait
 //! meanwhile: as soon as a newer checkpoint is stable it turns to that one, since nobody keeps the
@@ -66,16 +66,18 @@ impl CatchUp {
     /// Looks at the next record of a stream.
     pub fn show(&mut self, record: &Record<'_>) {
         let body = Body::decode(record.body, self.config.n);
-        if let Ok(Body::Accept(Accept { checkpoint: Some(claim), .. })) = body {
+        if let Ok(Body::Accept(Accept { checkpoint: Some(claim), .. })) = body
+            && self.claims.says_something(&record.stamp, &claim)
+        {
             self.found[record.stamp.writer.index()] = Some((record.stamp.clone(), claim));
         }
     }
 
-    /// Counts the claim of the least batch, once every stream was shown as far as it goes, or waits.
+    /// Counts the lowest claim, once every stream was shown as far as it goes, or waits.
     /// Returns whether there was any: then more may be shown.
     fn count_next(&mut self) -> bool {
         let claims = self.found.iter_mut().filter(|found| found.is_some());
-        let least = claims.min_by_key(|found| found.as_ref().map(|(_, claim)| claim.batch));
+        let least = claims.min_by_key(|found| found.as_ref().map(|(_, claim)| claim.height()));
         let Some((stamp, claim)) = least.and_then(Option::take) else { return false };
         self.claims.count(&stamp, &claim);
         true
@@ -156,11 +158,11 @@ mod tests {
     fn a_writers_later_claims_do_not_hide_what_is_stable() {
         let (me, n, cluster) = (ServerId(2), 3, ClusterId([1; 32]));
         let config = FetchConfig { me, n, cluster, silence: Micros(1) };
-        let stable = checkpoint(3, 5);
+        let stable = checkpoint(3, 3);
         for (most, before) in [(1, 0), (7, 100), (64, 2000), (10_000, 2000)] {
             let mut catch_up = CatchUp::new(config, vec![], None);
             // Server 0's stream has one claim after the other; server 1's has one, far behind.
-            let dense = (3..40).map(|batch| Some(checkpoint(batch, 5)));
+            let dense = (3..40).map(|batch| Some(checkpoint(batch, batch)));
             let deep = std::iter::repeat_n(None, before).chain([Some(stable.clone())]);
             let mut streams: [Vec<_>; 3] = [dense.collect(), deep.collect(), Vec::new()];
             streams.iter_mut().for_each(|stream| stream.reverse());

@@ -17,12 +17,17 @@ pub struct Claims {
     stable: Option<Checkpoint>,
     /// Per writer, its newest claims, oldest first.
     held: Vec<VecDeque<Checkpoint>>,
+    /// Per writer, the [height](Checkpoint::height) of its last claim. Claims only rise: one that does
+    /// not says nothing. So whoever counts them by height, from wherever in the streams, finds all
+    /// claims of one checkpoint together, however many others a writer makes. No height is past what
+    /// its writer has seen, so one that was broken into is soon heard again.
+    last: Vec<u64>,
 }
 
 impl Claims {
     /// No claim was read, in a cluster of `n` servers; `stable` is the checkpoint to start from.
     pub fn new(n: usize, stable: Option<Checkpoint>) -> Claims {
-        Claims { needed: n / 2 + 1, stable, held: vec![VecDeque::new(); n] }
+        Claims { needed: n / 2 + 1, stable, held: vec![VecDeque::new(); n], last: vec![0; n] }
     }
 
     /// The last stable checkpoint.
@@ -32,9 +37,11 @@ impl Claims {
 
     /// Counts the claim of a record. Returns it if it is stable from now on.
     pub fn count(&mut self, stamp: &Stamp, claim: &Checkpoint) -> Option<&Checkpoint> {
-        // A claim speaks of what its own record has seen, and of more than is stable already.
-        let seen = claim.cut.iter().zip(&stamp.seen).all(|(cut, seen)| cut <= seen);
-        if !(seen || broken(Canary::S6Seen)) || !self.is_news(claim) {
+        if !self.says_something(stamp, claim) {
+            return None;
+        }
+        self.last[stamp.writer.index()] = claim.height();
+        if !self.is_news(claim) {
             return None;
         }
         let held = &mut self.held[stamp.writer.index()];
@@ -51,6 +58,13 @@ impl Claims {
         }
         self.adopt(claim);
         self.stable()
+    }
+
+    /// Whether a claim speaks of what its own record has seen, and of more than its writer's last.
+    pub fn says_something(&self, stamp: &Stamp, claim: &Checkpoint) -> bool {
+        let seen = claim.cut.iter().zip(&stamp.seen).all(|(cut, seen)| cut <= seen);
+        let rises = claim.height() > self.last[stamp.writer.index()];
+        (seen || broken(Canary::S6Seen)) && rises
     }
 
     /// Takes a checkpoint for stable that somebody who never lies has found to be, if it lies after
@@ -109,8 +123,9 @@ mod tests {
         assert!(claims.count(&stamp(0, 21), &a).is_none(), "its own again");
         assert!(claims.count(&stamp(1, 20), &a).is_none());
         assert!(claims.count(&stamp(2, 20), &b).is_none(), "another digest");
-        assert_eq!(claims.count(&stamp(2, 21), &a), Some(&a));
-        assert!(claims.count(&stamp(3, 20), &a).is_none(), "stable already");
+        assert!(claims.count(&stamp(2, 21), &a).is_none(), "it does not rise");
+        assert_eq!(claims.count(&stamp(3, 20), &a), Some(&a));
+        assert!(claims.count(&stamp(4, 20), &a).is_none(), "stable already");
         assert_eq!(claims.stable(), Some(&a));
         assert!(ServerId::all(5).all(|writer| claims.waiting(writer) == 0));
     }

@@ -55,6 +55,13 @@ pub struct Checkpoint {
     pub cut: Vec<u64>,
 }
 
+impl Checkpoint {
+    /// How many records its cut covers, of all streams: it rises from one checkpoint to the next.
+    pub fn height(&self) -> u64 {
+        self.cut.iter().fold(0, |sum, cut| sum.saturating_add(*cut))
+    }
+}
+
 /// `ACCEPT{term, vote?, checkpoint?}`, at least one of the two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accept {
