@@ -47,14 +47,16 @@ impl Checkpoints {
                 *looked = registers.first(writer).0.max(*looked);
                 while found.is_none() && *looked < registers.exposed(writer).0 {
                     *looked += 1;
-                    *found = registers.claim(writer, Seq(*looked), &mut self.bytes);
+                    let claim = registers.claim(writer, Seq(*looked), &mut self.bytes);
+                    *found =
+                        claim.filter(|(stamp, claim)| self.claims.says_something(stamp, claim));
                 }
             }
             // A writer's newer claims push out its older ones. So when many records come at once,
-            // as at a start, the claims of all writers count in the order of their batches.
+            // as at a start, the claims of all writers count in the order of their heights.
             let claims = self.found.iter_mut().filter(|found| found.is_some());
-            let least = claims.min_by_key(|found| found.as_ref().map(|(_, claim)| claim.batch));
-            let Some((stamp, claim)) = least.and_then(Option::take) else { return stable };
+            let lowest = claims.min_by_key(|found| found.as_ref().map(|(_, claim)| claim.height()));
+            let Some((stamp, claim)) = lowest.and_then(Option::take) else { return stable };
             stable += u64::from(self.claims.count(&stamp, &claim).is_some());
         }
     }

@@ -96,11 +96,12 @@ fn claims_of_f_broken_in_guests_reclaim_nothing() {
     // Whatever two say, and whatever a third says besides: there are no three of one kind.
     for batch in 0..40 {
         for i in [3, 4] {
-            world.write(i, &claim(batch, 6, &[full, 0, 0, 0, 0]));
+            world.write(i, &claim(batch, 6, &[full, 0, batch, 0, 0]));
         }
-        world.write(2, &claim(batch, 7, &[full, 0, 0, 0, 0]));
+        world.write(2, &claim(batch, 7, &[full, 0, batch, 0, 0]));
         world.settle();
     }
+    assert!(world.exposed(0)[2..].iter().all(|claims| *claims == 40), "all were heard");
     // Nor do three that speak of what they have not seen, or could not have.
     for i in [2, 3, 4] {
         world.write(i, &claim(50, 5, &[full + 1, 0, 0, 0, 0]));
@@ -113,11 +114,11 @@ fn claims_of_f_broken_in_guests_reclaim_nothing() {
     }
     // A third correct one that agrees with the first, whatever those two do, is not enough; a
     // third claim of one kind is.
-    world.write(1, &claim(60, 7, &[full, 0, 0, 0, 0]));
-    world.write(2, &claim(60, 7, &[full, 0, 0, 0, 0]));
+    world.write(1, &claim(60, 7, &[full, 0, 40, 0, 0]));
+    world.write(2, &claim(60, 7, &[full, 0, 40, 0, 0]));
     world.settle();
     assert_eq!(world.total(Counter::Checkpoints), 0);
-    world.write(3, &claim(60, 7, &[full, 0, 0, 0, 0]));
+    world.write(3, &claim(60, 7, &[full, 0, 40, 0, 0]));
     world.settle();
     assert_eq!(world.total(Counter::Checkpoints), 5);
 }
