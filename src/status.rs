@@ -275,16 +275,20 @@ fn render_memory<'a>(up: impl Iterator<Item = &'a Up>) -> String {
 fn waiting<'a>(up: impl Iterator<Item = &'a Up>) -> String {
     let mut text = String::new();
     for Up { id, counters, .. } in up {
+        if counters.get("host_recovers") != Some(&1) {
+            continue;
+        }
         let hosts = counters.get("host_waits_for").copied().unwrap_or(0);
         let hosts = (0..u64::BITS).filter(|host| hosts >> host & 1 == 1);
         let hosts: Vec<String> = hosts.map(|host| host.to_string()).collect();
-        if !hosts.is_empty() {
-            let s = if hosts.len() == 1 { "" } else { "s" };
-            text += &format!(
-                "\nserver {id}: its host recovers and waits for host{s} {}; it serves what there is",
-                hosts.join(", ")
-            );
-        }
+        let whom = match &hosts[..] {
+            [] => "records that its own stream has seen".to_owned(),
+            [one] => format!("host {one}"),
+            _ => format!("hosts {}", hosts.join(", ")),
+        };
+        text += &format!(
+            "\nserver {id}: its host recovers and waits for {whom}; it serves what there is"
+        );
     }
     text
 }
@@ -322,7 +326,9 @@ mod tests {
             term: Term(4),
             committed: 9,
             delivered: OrderNumber(12),
-            counters: vec![("z".into(), 1), ("host_waits_for".into(), 5), ("a".into(), 2)],
+            counters: [("z", 1), ("host_waits_for", 5), ("host_recovers", 1), ("a", 2)]
+                .map(|(name, value)| (name.to_owned(), value))
+                .to_vec(),
             ..Status::default()
         };
         let stable = Some(StableAt { term: Term(3), batch: 7, order: Some(OrderNumber(10)) });
@@ -333,7 +339,12 @@ mod tests {
             from: Some(ServerId(1)),
         };
         let at_work = Status { stable, window: (1, 4), rings: vec![(64, 128)], ..status };
-        let behind = Status { host_up: true, catching_up: Some(fetching), ..Status::default() };
+        let behind = Status {
+            host_up: true,
+            catching_up: Some(fetching),
+            counters: vec![("host_recovers".to_owned(), 1)],
+            ..Status::default()
+        };
         Answer::all(vec![Err(StatusError::TimedOut), Ok(at_work), Ok(behind)])
     }
 
@@ -369,7 +380,7 @@ mod tests {
         let down = serde_json::json!({"id": 0, "up": false, "why": json[0]["why"]});
         let up = serde_json::json!({
             "id": 1, "up": true, "term": 4, "sequencer": 1, "committed": 9, "delivered": 12,
-            "behind": 0, "chain": "00".repeat(32), "counters": {"a": 2, "host_waits_for": 5, "z": 1},
+            "behind": 0, "chain": "00".repeat(32), "counters": {"a": 2, "host_recovers": 1, "host_waits_for": 5, "z": 1},
             "stable": {"term": 3, "batch": 7, "order": 10}, "window": {"used": 1, "limit": 4},
             "rings": [{"used": 64, "bytes": 128}],
             "held": {"history": 0, "snapshot": 0, "orders": 0}, "catching_up": null,
@@ -395,5 +406,6 @@ mod tests {
         let is_a = |line: &str| line.starts_with("a ") && line.ends_with(" -");
         assert!(text.lines().any(is_a), "{text}");
         assert!(text.contains("\nserver 1: its host recovers and waits for hosts 0, 2;"), "{text}");
+        assert!(text.contains("\nserver 2: its host recovers and waits for records"), "{text}");
     }
 }

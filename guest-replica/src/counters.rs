@@ -128,7 +128,7 @@ fn dropped_name(reason: DropReason) -> &'static str {
 pub(crate) fn list_host(
     values: &[u64],
     stream_full: bool,
-    waits_for: u64,
+    recovering: Option<u64>,
     out: &mut Vec<(String, u64)>,
 ) {
     let mut push = |name: &str, index: usize| {
@@ -142,7 +142,8 @@ pub(crate) fn list_host(
     }
     out.push(("host_stream_full".to_owned(), u64::from(stream_full)));
     // One bit per host that it waits for while it recovers (R6).
-    out.push(("host_waits_for".to_owned(), waits_for));
+    out.push(("host_recovers".to_owned(), u64::from(recovering.is_some())));
+    out.push(("host_waits_for".to_owned(), recovering.unwrap_or(0)));
 }
 
 #[cfg(test)]
@@ -157,13 +158,13 @@ mod tests {
         let mut all = Vec::new();
         Counters::default().list(&mut all);
         let own = all.len();
-        list_host(&values, true, 5, &mut all);
+        list_host(&values, true, Some(5), &mut all);
         let names: BTreeSet<_> = all.iter().map(|(name, _)| name).collect();
         assert_eq!(names.len(), all.len());
-        let words: BTreeSet<_> = all[own..all.len() - 2].iter().map(|(_, value)| value).collect();
-        assert_eq!(words.len(), all.len() - own - 2);
+        let words: BTreeSet<_> = all[own..all.len() - 3].iter().map(|(_, value)| value).collect();
+        assert_eq!(words.len(), all.len() - own - 3);
         assert!(words.iter().all(|value| **value >= 100));
-        let last = [("host_stream_full".to_owned(), 1), ("host_waits_for".to_owned(), 5)];
-        assert_eq!(all[all.len() - 2..], last);
+        let last = [("host_stream_full", 1), ("host_recovers", 1), ("host_waits_for", 5)];
+        assert_eq!(all[all.len() - 3..], last.map(|(name, value)| (name.to_owned(), value)));
     }
 }

@@ -27,8 +27,8 @@ impl Guest<'_> {
         self.store.count(&mut counters);
         counters.list(&mut status.counters);
         status.counters.push(("connections".to_owned(), self.connections.len() as u64));
-        let waits_for = files.recovering().unwrap_or(0);
-        list_host(&files.counters(), files.stream_full(), waits_for, &mut status.counters);
+        let (full, recovering) = (files.stream_full(), files.recovering());
+        list_host(&files.counters(), full, recovering, &mut status.counters);
         status
     }
 }
