@@ -171,9 +171,9 @@ fn what_is_wrong_in_cluster_toml_is_named() {
         ("\nclients = 4", "\nclients = -4", "clients"),
         ("\nclients = 4", "", "clients"),
         ("change_ms = 600", "change_ms = 0", "change_ms = 0"),
-        ("\nring_bytes = 67108864", "\nring_bytes = 1000", "ring_bytes = 1000"),
+        ("\nring_bytes = 16777216", "\nring_bytes = 1000", "ring_bytes = 1000"),
         ("\n[timing]", "\n[timeing]", "timeing"),
-        ("127.0.1.2:", "127.0.1.2", "trusted"),
+        (".2:", ".2", "trusted"),
         ("\nf = 1", "\nf = = 1", "line"),
     ];
     let mut verdict = Verdict::default();

@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Once;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,7 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 /// How often conditions are looked at.
 const LOOK: Duration = Duration::from_millis(10);
 /// Room for all records of a test.
-const RING_BYTES: u64 = 64 << 20;
+const RING_BYTES: u64 = 16 << 20;
 /// Lines of each log that a failure prints.
 const LOG_LINES: usize = 15;
 
@@ -148,8 +149,10 @@ impl Builder {
         let temp = tempfile::Builder::new().prefix("difato-test-").tempdir().unwrap();
         let dir = temp.path().join("c");
         let (f, clients) = (self.f.to_string(), self.clients.to_string());
+        let [trusted, payload] = addresses(2 * self.f + 1);
         let said = difato(["cluster", "init", path(&dir), "--f", &f])
             .args(["--application", self.application, "--clients", &clients])
+            .args(["--trusted", &trusted, "--payload", &payload])
             .run();
         assert_eq!(said.code, Some(0), "{said}");
         let folder = Folder { temp, dir };
@@ -182,6 +185,21 @@ impl Builder {
         });
         cluster
     }
+}
+
+/// Addresses for the trusted and the payload network that no other cluster of any test uses, nor any
+/// program by chance: those of this process on loopback, below the ports that the system gives away.
+/// (A free port that was found may be another's by the time that a server is started again.)
+fn addresses(n: u16) -> [String; 2] {
+    static NEXT: AtomicU16 = AtomicU16::new(10_000);
+    let process = std::process::id();
+    let network = format!("127.{}.{}", 1 + process / 250 % 250, process % 250);
+    let one = || {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        let servers = (1..=n).map(|server| format!("{network}.{server}:{port}"));
+        servers.collect::<Vec<_>>().join(",")
+    };
+    [one(), one()]
 }
 
 /// A path as an argument. Those of the tests are text.
