@@ -6,6 +6,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use shared_registers::cluster::Limits;
+
 use crate::support::{Builder, Cluster, Role, counter};
 
 /// In all, in ten steps, of which one comes before the first look. `SOAK_REQUESTS` sets another
@@ -59,7 +61,8 @@ fn load(cluster: &Cluster, requests: u64) {
 #[ignore = "takes minutes: docs/testing.md says how it is run"]
 fn a_cluster_under_load_does_not_grow() {
     let requests = std::env::var("SOAK_REQUESTS").map_or(REQUESTS, |n| n.parse().unwrap());
-    let mut cluster = Builder::new().start();
+    let whole = Limits::default().ring_bytes;
+    let mut cluster = Builder::new().set("ring_bytes", whole).start();
     load(&cluster, requests / 10);
     let before = sizes(&cluster);
     (1..10).for_each(|_| load(&cluster, requests / 10));
