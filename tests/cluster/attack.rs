@@ -14,7 +14,8 @@ use crate::support::{Builder, Cluster, Role};
 
 /// A cluster whose first client has sent five messages, and whose sequencer's guest is broken into.
 fn broken_in() -> (Cluster, Attacker, u64) {
-    let mut cluster = Builder::new().start();
+    // On a busy machine nobody suspects it before it is broken into.
+    let mut cluster = Builder::new().set("change_ms", 2000).start();
     let caller = Caller::new(&cluster.folder, 0);
     assert_eq!(caller.invoke_all("honest", 5), [1, 2, 3, 4, 5]);
     for id in cluster.ids() {
