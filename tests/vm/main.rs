@@ -16,10 +16,10 @@
 //! | `DIFATO_VM_INTRUDER` | where the intruder's is [default: `target/vm-intruder`] |
 //! | `DIFATO_VM_ACCEL` | `kvm`, `tcg` or `auto` [default: `tcg`] |
 
-mod accel;
 mod break_in;
 mod cluster;
 mod firewall;
 mod machines;
 mod rejuvenate;
+mod run_guest;
 mod usage;
