@@ -4,7 +4,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 
-use crate::cluster::{Cluster, run, try_run, until};
+use crate::cluster::{Cluster, clean_image, run, try_run, until};
 
 /// `vm/network`'s arguments for server 1 of a `vm/cluster`.
 const SERVER_1: [&str; 10] = [
@@ -145,13 +145,13 @@ fn a_host_agents_user_does_not_become_root_by_its_guest() {
         (about(prize.path()), about(&secret))
     };
     let before = look();
-    let image = std::env::var("DIFATO_VM_IMAGE").unwrap_or_else(|_| "target/vm-image".to_owned());
+    let image = clean_image();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/vm/run-guest");
     let start = || {
         let space = format!("{}-h1", cluster.name);
         let command = ["ip", "netns", "exec", &space, "timeout", "10", script, "--id", "1"];
         let options = ["--tap", "difato-tap", "--user", "60601", "--accel", "tcg"];
-        let where_from = ["--image", &image, "--dir", host.to_str().unwrap()];
+        let where_from = ["--image", image.to_str().unwrap(), "--dir", host.to_str().unwrap()];
         try_run(&[&command[..], &options, &where_from].concat()).unwrap_err()
     };
     let aside = host.join("aside");

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use crate::cluster::{Cluster, run, until};
+use crate::cluster::{Cluster, clean_image, run, until};
 
 /// A host without a guest, and a folder of programs that stand in for others.
 struct Host {
@@ -39,13 +39,13 @@ impl Host {
     /// with arguments; `$bin` is the folder of programs.
     fn run(&self, script: &str) -> String {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let image = std::env::var("DIFATO_VM_IMAGE").unwrap_or("target/vm-image".to_owned());
         let (folder, bin) = (self.folder(), self.programs.path().display());
         let script = format!(
             "cd {}; bin={bin}; PATH=$bin:$PATH; start() {{ vm/run-guest --dir {} --id 1 \
-             --tap difato-tap --user 60601 --image {image} \"$@\" 2>&1 || true; }}; {script}",
+             --tap difato-tap --user 60601 --image {} \"$@\" 2>&1 || true; }}; {script}",
             root.display(),
-            folder.display()
+            folder.display(),
+            clean_image().display()
         );
         let space = format!("{}-h1", self.cluster.name);
         run(&["ip", "netns", "exec", &space, "unshare", "--mount", "bash", "-c", &script])
