@@ -178,7 +178,8 @@ const TURNS: &str = "\
 The servers take turns by the time of day, each a part of PERIOD: so their clocks must not differ by
 half of that, and PERIOD must be the same for all. A guest is replaced in its turn if all others but
 f-1 (and those that are retired) have written since the turn before was half over: in a cluster that
-orders nothing nobody is. A guest that was the sequencer and proposed what it must not is replaced at
+orders nothing nobody writes, so nobody is replaced, whatever PERIOD says. One request each half turn
+(PERIOD / 4f+2), of any client, is enough: see docs/operations.md. A guest that was the sequencer and proposed what it must not is replaced at
 once, when f+1 servers say so; one that ends by itself is started again.";
 
 /// `difato guarded`.

@@ -79,7 +79,7 @@ pub(crate) fn open(
     let (read, fresh) = (paths.read_file(geometry.server), paths.fresh(geometry.server));
     let exists = |path: &Path| path.try_exists().map_err(AgentError::file(path));
     let opened = match (exists(&read)?, exists(&fresh)?) {
-        (true, _) => reopen(&read, geometry, write()?, boot)?,
+        (true, _) => reopen(&read, geometry, write, boot)?,
         (false, true) => Ok(create(&read, geometry, write()?, boot)?),
         (false, false) => Err("is missing".to_owned()),
     };
@@ -109,18 +109,17 @@ fn open_file(path: &Path) -> io::Result<File> {
     how.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-/// Opens a file, and makes an empty one so large. Another size is for the layout's check to refuse.
+/// Opens the write file, and gives it its size. Whoever may write it may also cut it short or make it
+/// longer, and has then lost the frames that were in it, as if it had not written them: no reason to
+/// refuse it.
 fn sized(path: &Path, bytes: u64) -> io::Result<File> {
     let file = open_file(path)?;
     let found = file.metadata()?.len();
-    if found == 0 {
+    if found != bytes {
         file.set_len(bytes)?;
     }
-    match found {
-        0 => reserve(&file, bytes).inspect_err(|_| drop(file.set_len(0)))?,
-        _ if found == bytes => reserve(&file, bytes)?,
-        _ => {}
-    }
+    // Others may need what room there is.
+    reserve(&file, bytes).inspect_err(|_| drop(file.set_len(found)))?;
     Ok(file)
 }
 
@@ -164,7 +163,7 @@ fn create(
 fn reopen(
     path: &Path,
     geometry: Geometry,
-    write: MappedReadOnly,
+    write: impl FnOnce() -> Result<MappedReadOnly, AgentError>,
     boot: u64,
 ) -> Result<Result<Opened, String>, AgentError> {
     let read = open_file(path).map_err(AgentError::file(path))?;
@@ -183,7 +182,7 @@ fn reopen(
     }
     reserve(&read, expected).map_err(AgentError::file(path))?;
     let words = MappedReadWrite::map(&read).map_err(AgentError::file(path))?;
-    let registers = match HostRegisters::reopen(geometry, words, write) {
+    let registers = match HostRegisters::reopen(geometry, words, write()?) {
         Ok(registers) => registers,
         Err(why) => return Ok(Err(why.to_string())),
     };

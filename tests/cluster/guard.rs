@@ -18,6 +18,8 @@ use crate::support::command::{DIFATO, children_of, difato, runs};
 use crate::support::{Builder, Cluster, Role, path, until};
 
 const PERIOD: &str = "6s";
+/// Of three servers.
+const HALF_TURN: Duration = Duration::from_secs(1);
 /// Nobody waits longer for an answer while guests are replaced: two time-outs, and what a busy
 /// machine adds.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -68,6 +70,35 @@ fn every_guest_is_replaced_twice_under_load_and_no_request_is_lost() {
     println!("longest pause in {} answers: {} ms", answers.last(), gap.as_millis());
     assert!(gap < PAUSE, "no answer for {gap:?}");
     cluster.assert_all_run();
+}
+
+/// Who is at work is seen by what it writes, and without requests nobody writes.
+#[test]
+fn guests_of_an_idle_cluster_are_not_replaced_until_there_is_one_request_each_half_turn() {
+    // A guest that suspects the sequencer alone writes no more until the others follow.
+    let patient = Builder::new().set("change_ms", 15_000).set("host_down_ms", 15_000);
+    let cluster = patient.guest(rejuvenated).start();
+    let replaced = |id| count(&cluster, id, "is replaced by a clean one: it is its turn");
+    let missed = |id| count(&cluster, id, "was not replaced in its turn");
+    let seen = || cluster.ids().map(|id| (replaced(id), missed(id))).collect::<Vec<_>>();
+    let mut before = seen();
+    until("a whole period passes in which none is replaced", || {
+        let now = seen();
+        let one_was = now.iter().zip(&before).any(|(now, before)| now.0 > before.0);
+        let all_missed = now.iter().zip(&before).all(|(now, before)| now.1 > before.1);
+        if one_was {
+            before = now;
+        }
+        all_missed && !one_was
+    });
+    let caller = Caller::new(&cluster.folder, 0);
+    let mut orders = Vec::new();
+    until("all are replaced", || {
+        orders.push(caller.invoke("still here").order.0);
+        std::thread::sleep(HALF_TURN.mul_f64(0.9));
+        cluster.ids().all(|id| replaced(id) > 0 && count(&cluster, id, "is back at work") > 0)
+    });
+    assert!(orders.iter().copied().eq(1..=orders.len() as u64), "{orders:?}");
 }
 
 /// In the first life of server 0's guest there is somebody left when the guest itself is killed: so it

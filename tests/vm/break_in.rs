@@ -3,9 +3,11 @@
 //! the attacker's way.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::sync::atomic::Ordering;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use shared_registers::cluster::{Cluster as Description, Paths};
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::host_side::Counter;
@@ -14,7 +16,7 @@ use shared_registers::layout::{DropReason, read};
 use shared_registers::record::Body;
 use shared_registers::words::{MappedReadOnly, VecWords, Words};
 
-use crate::cluster::{Cluster, intruder_image, try_run, until};
+use crate::cluster::{Cluster, intruder_image, run, try_run, until};
 
 const BROKEN_IN: u16 = 2;
 const TAG: &str = "42";
@@ -153,13 +155,35 @@ fn network(cluster: &Cluster) {
     assert_eq!(secret, 0, "it heard {frames} frames");
 }
 
-/// All that was shown of the network rests on the rules: without them everything gets out.
+/// All that was shown of the network rests on the rules: without them everything gets out. So who
+/// runs the machine looks after them. It sleeps first, which shows that; then it looks.
 fn without_rules(cluster: &Cluster) {
-    cluster.inside("h2", &["nft", "delete", "table", "bridge", "difato"]);
+    let runner = runner(cluster);
+    kill(runner, Signal::SIGSTOP).unwrap();
+    cluster.inside("h2", &["nft", "flush", "ruleset"]);
     let heard = heard_outside(cluster);
     let stopped: Vec<_> = heard.iter().filter(|(_, count)| **count == 0).collect();
     // Bridges never pass this one on.
     assert!(stopped.iter().all(|(kind, _)| *kind == "bridge-poison"), "{stopped:?}");
+    kill(runner, Signal::SIGCONT).unwrap();
+    until("its machine has ended", || {
+        cluster.log("run-guest-2.log").contains("are not what they were").then_some(())
+    });
+    let heard = heard_outside(cluster);
+    assert!(heard.values().all(|count| *count == 0), "{heard:?}");
+}
+
+/// The process that runs the machine of the broken-in guest: QEMU's parent.
+fn runner(cluster: &Cluster) -> Pid {
+    let space = format!("{}-h{BROKEN_IN}", cluster.name);
+    let processes = run(&["ip", "netns", "pids", &space]);
+    let parent = |process: &str| {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        let value = |key| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        // The kernel cuts names.
+        value("Name:")?.starts_with("qemu-system").then(|| value("PPid:")?.parse().ok())?
+    };
+    Pid::from_raw(processes.lines().find_map(parent).expect("a machine runs"))
 }
 
 /// How many of the intruder's frames of each kind come out of its host's card.

@@ -42,6 +42,11 @@ fn image(variable: &str, default: &str, made_by: &str) -> PathBuf {
     path
 }
 
+/// The image that guests boot.
+pub(crate) fn clean_image() -> PathBuf {
+    image("DIFATO_VM_IMAGE", "target/vm-image", "vm/build-image")
+}
+
 /// The image that the intruder boots.
 pub(crate) fn intruder_image() -> PathBuf {
     image("DIFATO_VM_INTRUDER", "target/vm-intruder", "tests/vm/build-intruder")
@@ -82,7 +87,7 @@ impl Cluster {
         fs::set_permissions(folder.path(), Permissions::from_mode(0o711)).unwrap();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let this = Cluster { name: format!("t{}{count}", process::id() % 100_000), folder };
-        let image = image("DIFATO_VM_IMAGE", "target/vm-image", "vm/build-image");
+        let image = clean_image();
         let accel = std::env::var("DIFATO_VM_ACCEL").unwrap_or_else(|_| "tcg".to_owned());
         let always = ["--name", &this.name, "--image", image.to_str().unwrap(), "--accel", &accel];
         this.script("up", &[&always, options].concat());

@@ -18,6 +18,8 @@
 
 mod break_in;
 mod cluster;
+mod firewall;
 mod machines;
 mod rejuvenate;
+mod run_guest;
 mod usage;

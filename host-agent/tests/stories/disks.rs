@@ -90,6 +90,40 @@ fn a_file_that_is_cut_short_under_its_host_ends_it_with_a_sentence() {
     assert!(last.starts_with("a mapped register file has lost its room on the disk"), "{log}");
 }
 
+/// Its owner is QEMU's user too, who may do this in a guest that was broken into.
+#[test]
+fn a_write_file_of_another_size_is_given_its_own_again() {
+    let folder = Folder::new();
+    let agent = folder.start(0);
+    let mut guest = Guest::attach(&folder, 0);
+    guest.write(&accept(1));
+    guest.await_records(0, 1);
+    agent.stop(Signal::SIGTERM);
+    drop(guest);
+    let path = folder.paths.write_file(ServerId(0));
+    let bytes = fs::metadata(&path).unwrap().len();
+    for (records, other) in (1..).zip([0, 4096, 100_000, 2 * bytes]) {
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(other).unwrap();
+        let agent = folder.start(0);
+        let mut guest = Guest::attach(&folder, 0);
+        guest.await_records(0, records);
+        guest.written = records as u64;
+        guest.write(&accept(records as u64 + 1));
+        guest.await_records(0, records + 1);
+        assert_room(&folder);
+        assert_eq!(fs::metadata(&path).unwrap().len(), bytes);
+        agent.stop(Signal::SIGTERM);
+    }
+    // A host that finds the read file to be another's does not touch this one either.
+    fs::copy(folder.paths.read_file(ServerId(0)), folder.paths.registers(ServerId(1)).join("read"))
+        .unwrap();
+    let other = folder.paths.write_file(ServerId(1));
+    fs::write(&other, "short").unwrap();
+    let said = refusal(folder.command(1));
+    assert!(said.contains("belongs to another server, cluster or configuration"), "{said}");
+    assert_eq!(fs::metadata(&other).unwrap().len(), 5);
+}
+
 /// R6: what was not synced reached nobody, and is not gone on with after a start on the same boot,
 /// whose memory may have what the disk has not.
 #[test]

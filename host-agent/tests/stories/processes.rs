@@ -143,7 +143,7 @@ impl Drop for Agent {
 pub(crate) struct Guest {
     registers: GuestRegisters<MappedReadOnly, MappedReadWrite>,
     bell: UnixStream,
-    written: u64,
+    pub(crate) written: u64,
     /// Bodies read, by writer.
     bodies: Vec<Vec<Vec<u8>>>,
 }

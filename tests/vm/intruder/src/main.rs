@@ -3,12 +3,16 @@
 //! should not be able to do. What it found it says on the console, for the test to judge. It is no
 //! part of the image that `vm/build-image` makes.
 //!
+//! Booted in the place of `difato` it is a sequencer that proposes what it must not, when told to, and
+//! nothing else.
+//!
 //! The same program listens for the attacker's frames on the host's side:
 //! `vm-intruder listen DEVICE SECONDS` prints how many frames of each [kind](frames::KINDS) came.
 //!
 //! | module | one job |
 //! |---|---|
 //! | `registers` | attacks on the register files and the doorbell |
+//! | `sequencer` | a proposal for which others convict it |
 //! | `network` | frames that must not leave this machine, and ears for what must not reach it |
 //! | `frames` | those frames, byte by byte |
 //! | `socket` | a socket for raw frames |
@@ -18,6 +22,7 @@
 mod frames;
 mod network;
 mod registers;
+mod sequencer;
 mod socket;
 
 use std::process::ExitCode;
@@ -47,6 +52,9 @@ fn listen(args: &[String]) -> Result<()> {
 
 fn attack() -> Result<()> {
     let options = vm::boot()?;
+    if std::env::args().next().is_some_and(|name| name == "/difato") {
+        return sequencer::attack(&options);
+    }
     registers::attack(&options)?;
     network::attack(&options)
 }

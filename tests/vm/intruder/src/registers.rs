@@ -27,18 +27,35 @@ const RING_WORDS: usize = 512;
 /// So many rings of the doorbell at once.
 const BELLS: usize = 1 << 16;
 
-pub(crate) fn attack(options: &Options) -> Result<()> {
+/// What a guest has of its host.
+pub(crate) struct Devices {
+    pub(crate) geometry: Geometry,
+    pub(crate) read: MappedReadOnly,
+    pub(crate) write: MappedReadWrite,
+    pub(crate) bell: File,
+}
+
+/// Waits for the host agent, and takes them.
+pub(crate) fn devices(options: &Options) -> Result<Devices> {
     let paths = Paths::new(&options.dir);
     let cluster = Cluster::load(&paths)?;
     let (me, _) = cluster.server(options.id)?;
     let geometry = cluster.geometry(me);
-    let (read_path, write_path) = (paths.read_file(me), paths.write_file(me));
+    let read_path = paths.read_file(me);
     let read = wait_for("the host agent", || {
         let read = MappedReadOnly::map(&File::open(&read_path).ok()?).ok()?;
         geometry.check_read(&read).is_ok().then_some(read)
     })?;
-    let write = MappedReadWrite::map(&writable(&write_path)?)?;
-    let mut bell = wait_for("the doorbell", || ring(&paths.bell(me)).ok())?;
+    let write = MappedReadWrite::map(&writable(&paths.write_file(me))?)?;
+    let bell = wait_for("the doorbell", || ring(&paths.bell(me)).ok())?;
+    Ok(Devices { geometry, read, write, bell })
+}
+
+pub(crate) fn attack(options: &Options) -> Result<()> {
+    let paths = Paths::new(&options.dir);
+    let Devices { geometry, read, write, mut bell } = devices(options)?;
+    let (read_path, write_path) =
+        (paths.read_file(geometry.server), paths.write_file(geometry.server));
     println!("intruder: {} devices of shared memory", shared_memories()?);
     store_into_read_file(&geometry, &read_path)?;
     write_as_itself(geometry, read, write, &mut bell)?;
@@ -58,7 +75,7 @@ fn ring(path: &Path) -> Result<File> {
     Ok(bell)
 }
 
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(seen) = look() {
