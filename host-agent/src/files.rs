@@ -70,7 +70,7 @@ pub(crate) fn open(
     let durable = durability == Durability::Disk;
     let path = paths.write_file(geometry.server);
     let write = || {
-        let file = sized(&path, geometry.write_file_bytes()).map_err(AgentError::file(&path))?;
+        let file = sized(&path, geometry).map_err(AgentError::file(&path))?;
         let write = MappedReadOnly::map(&file).map_err(AgentError::file(&path))?;
         geometry.check_write(&write).map_err(|why| AgentError::registers(&path, why.into()))?;
         Ok::<_, AgentError>(write)
@@ -112,19 +112,19 @@ fn open_file(path: &Path) -> io::Result<File> {
 /// Opens the write file, and gives it its size. Whoever may write it may also cut it short or make it
 /// longer, and has then lost the frames that were in it, as if it had not written them: no reason to
 /// refuse it.
-fn sized(path: &Path, bytes: u64) -> io::Result<File> {
-    let file = open_file(path)?;
+fn sized(path: &Path, geometry: Geometry) -> io::Result<File> {
+    let (file, bytes) = (open_file(path)?, geometry.write_file_bytes());
     let found = file.metadata()?.len();
     if found != bytes {
         file.set_len(bytes)?;
     }
     // Others may need what room there is.
-    reserve(&file, bytes).inspect_err(|_| drop(file.set_len(found)))?;
+    reserve(&file, geometry.write_bytes()).inspect_err(|_| drop(file.set_len(found)))?;
     Ok(file)
 }
 
-/// Has the disk keep room for all of a file. A store into a mapped file that finds the disk full
-/// kills the process: better to say so before it begins. Not every file system can do this.
+/// Has the disk keep room for all that is used of a file. A store into a mapped file that finds the
+/// disk full kills the process: better to say so before it begins. Not every file system can do this.
 fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     match fallocate(file, FallocateFlags::empty(), 0, bytes as i64) {
         Err(Errno::EOPNOTSUPP) | Ok(()) => Ok(()),
@@ -148,7 +148,7 @@ fn create(
         let file = open_file(&new)?;
         file.set_len(0)?;
         // Others may need what room there is.
-        reserve(&file, geometry.read_file_bytes()).inspect_err(|_| drop(file.set_len(0)))?;
+        reserve(&file, geometry.read_bytes()).inspect_err(|_| drop(file.set_len(0)))?;
         file.set_len(geometry.read_file_bytes())?;
         Ok((MappedReadWrite::map(&file)?, file))
     };
@@ -180,7 +180,7 @@ fn reopen(
     if actual != expected {
         return Ok(Err(LayoutError::Size { actual, expected }.to_string()));
     }
-    reserve(&read, expected).map_err(AgentError::file(path))?;
+    reserve(&read, geometry.read_bytes()).map_err(AgentError::file(path))?;
     let words = MappedReadWrite::map(&read).map_err(AgentError::file(path))?;
     let registers = match HostRegisters::reopen(geometry, words, write()?) {
         Ok(registers) => registers,
@@ -209,7 +209,7 @@ fn recover(
         if file.metadata()?.len() != geometry.read_file_bytes() {
             file.set_len(geometry.read_file_bytes())?;
         }
-        reserve(&file, geometry.read_file_bytes())?;
+        reserve(&file, geometry.read_bytes())?;
         Ok((MappedReadWrite::map(&file)?, file))
     };
     let (words, read) = open().map_err(AgentError::file(path))?;

@@ -201,14 +201,24 @@ pub enum LayoutError {
 }
 
 impl Geometry {
-    /// Bytes of the read file.
-    pub fn read_file_bytes(&self) -> u64 {
-        (HEADER_BYTES + self.n as u64 * self.limits.ring_bytes).next_power_of_two()
+    /// Bytes of the read file that are used.
+    pub fn read_bytes(&self) -> u64 {
+        HEADER_BYTES + self.n as u64 * self.limits.ring_bytes
     }
 
-    /// Bytes of the write file.
+    /// Bytes of the write file that are used.
+    pub fn write_bytes(&self) -> u64 {
+        HEADER_BYTES + self.limits.write_ring_bytes
+    }
+
+    /// Bytes of the read file: a device of shared memory has a power of two.
+    pub fn read_file_bytes(&self) -> u64 {
+        self.read_bytes().next_power_of_two()
+    }
+
+    /// Bytes of the write file, likewise.
     pub fn write_file_bytes(&self) -> u64 {
-        (HEADER_BYTES + self.limits.write_ring_bytes).next_power_of_two()
+        self.write_bytes().next_power_of_two()
     }
 
     /// The ring of stream `writer` in the read file.
