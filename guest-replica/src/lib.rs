@@ -84,12 +84,10 @@ type Factory = Box<dyn FnMut() -> Box<dyn Application>>;
 /// both signals in the calling thread; other threads must not take them.
 pub fn run(options: Options) -> Result<(), GuestError> {
     let setup = Setup::load(&options.dir, options.id)?;
-    let name = setup.cluster.application.clone();
-    let path = setup.paths.cluster_toml();
-    if application::by_name(&name).is_none() {
+    let Some(make) = application::by_name(&setup.cluster.application) else {
+        let (name, path) = (setup.cluster.application, setup.paths.cluster_toml());
         return Err(GuestError::Application { name, path });
-    }
-    let make = move || application::by_name(&name).expect("a name that was known at the start");
+    };
     guest::run(setup, Box::new(make), signals()?)
 }
 
