@@ -13,7 +13,6 @@ mod report;
 mod storing;
 
 use std::io::ErrorKind;
-use std::mem::take;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -400,7 +399,7 @@ impl Guest<'_> {
         }
         let now = self.clock.now();
         self.registers.publish(now, &mut self.counters);
-        for output in take(&mut rest) {
+        for output in rest {
             match output {
                 Output::Forward(to, order) => {
                     self.peers.forward(to, order, &mut self.counters);

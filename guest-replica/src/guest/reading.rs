@@ -46,13 +46,7 @@ impl Guest<'_> {
                 self.fall_behind(writer);
                 return Ok(false);
             }
-            Next::Damaged => {
-                if self.registers.is_over() {
-                    return Ok(false); // R6: cut off. There will be no next turn.
-                }
-                let path = self.registers.read_path().to_owned();
-                return Err(GuestError::Damaged { path, writer });
-            }
+            Next::Damaged => return self.registers.damaged(writer).map(|()| false),
             Next::Record(record) => {
                 // V0
                 if !replica.can_read(&record.stamp) {
