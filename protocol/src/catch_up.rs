@@ -2,9 +2,9 @@
 //! it has what it needs to go on.
 //!
 //! What is left of the streams is shown to it record by record: the claims in it say what is stable.
-//! A writer's newer claims push out its older ones, so the claims of all writers count in the order
-//! of their heights: [`CatchUp::look`] shows nothing more of a stream whose last claim
-//! waits until every stream was shown as far as it goes, or waits too.
+//! The claims of all writers count in the order of their heights ([`Claims::count_lowest`]):
+//! [`CatchUp::look`] shows nothing more of a stream whose last claim waits until every stream was
+//! shown as far as it goes, or waits too.
 //! The snapshot of the newest stable checkpoint is [fetched](Fetch). The cluster does not wait
 //! meanwhile: as soon as a newer checkpoint is stable it turns to that one, since nobody keeps the
 //! one before. What has not changed between the two is not fetched again, nor is what was known
@@ -57,7 +57,7 @@ impl CatchUp {
             if count == most {
                 return Ok(true); // Not every stream was shown as far as it goes.
             }
-            if !self.count_next() {
+            if self.claims.count_lowest(&mut self.found).is_none() {
                 return Ok(false);
             }
         }
@@ -71,16 +71,6 @@ impl CatchUp {
         {
             self.found[record.stamp.writer.index()] = Some((record.stamp.clone(), claim));
         }
-    }
-
-    /// Counts the lowest claim, once every stream was shown as far as it goes, or waits.
-    /// Returns whether there was any: then more may be shown.
-    fn count_next(&mut self) -> bool {
-        let claims = self.found.iter_mut().filter(|found| found.is_some());
-        let least = claims.min_by_key(|found| found.as_ref().map(|(_, claim)| claim.height()));
-        let Some((stamp, claim)) = least.and_then(Option::take) else { return false };
-        self.claims.count(&stamp, &claim);
-        true
     }
 
     /// Turns to the newest stable checkpoint, if it has not all that it needs and what lies behind
@@ -149,7 +139,8 @@ mod tests {
 
     fn claim(catch_up: &mut CatchUp, writer: u16, claim: &Checkpoint) {
         show(catch_up, ServerId(writer), Some(claim));
-        assert!(catch_up.count_next() && !catch_up.count_next());
+        let CatchUp { claims, found, .. } = catch_up;
+        assert!(claims.count_lowest(found).is_some() && claims.count_lowest(found).is_none());
     }
 
     /// Found by the simulator (seed 583): whoever looked at one stream after the other, or at so many
