@@ -239,6 +239,11 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         self.whole_floor(server).unwrap_or(0)
     }
 
+    /// R6: the floors of all servers.
+    pub fn floors(&self) -> Box<[u32]> {
+        ServerId::all(self.geometry.n).map(|server| self.floor(server)).collect()
+    }
+
     fn whole_floor(&self, server: ServerId) -> Option<u32> {
         floor_from_word(self.read.load(floor_word(server), Ordering::Relaxed))
     }
