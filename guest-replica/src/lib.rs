@@ -17,7 +17,7 @@
 //! ```
 //!
 //! The payload network is hostile, and other guests and clients may be: whatever comes from there
-//! is authenticated, decoded in one place, bounded by a name in [`limits`], and counted when it is
+//! is authenticated, decoded in one place, bounded by a name in `limits`, and counted when it is
 //! dropped. The host is trusted, but it may go away and come back at any time.
 //!
 //! | module | one job |
@@ -35,7 +35,7 @@
 //! | `net` | sockets and epoll |
 //! | `counters` | what is counted, and its names |
 //! | [`vm`] | the guest as the one process of a virtual machine |
-//! | [`limits`] | every bound |
+//! | `limits` | every bound |
 
 #![forbid(unsafe_code)]
 
@@ -54,7 +54,7 @@ mod counters;
 mod error;
 mod frames;
 mod guest;
-pub mod limits;
+mod limits;
 mod net;
 mod peers;
 mod registers;
@@ -64,6 +64,7 @@ mod subscriptions;
 pub mod vm;
 
 pub use error::GuestError;
+pub use limits::{CONNECTIONS_PER_CLIENT, MAX_UNPROVEN};
 
 use setup::Setup;
 
