@@ -13,9 +13,10 @@
 use std::sync::Arc;
 
 use shared_registers::checkpoint::Claims;
-use shared_registers::ids::{Seq, ServerId};
+use shared_registers::ids::{Micros, Seq, ServerId};
 use shared_registers::record::{Accept, Body, Checkpoint, Record, Stamp};
 
+use crate::replica::Replica;
 use crate::snapshot::Part;
 use crate::transfer::{Fetch, FetchConfig};
 
@@ -110,6 +111,59 @@ impl CatchUp {
     }
 }
 
+/// How far a guest is (P6): it has a replica, or is on its way to one (`C`).
+pub enum Core<C> {
+    /// It has a replica, which acts once the host has taken what an earlier guest wrote and it has
+    /// read all that was exposed: its own stream tells it what it did before.
+    Replica {
+        /// The replica.
+        replica: Box<Replica>,
+        /// Whether it may act.
+        at_work: bool,
+    },
+    /// Records that it needs are reclaimed, and it has no replica until it has a snapshot.
+    CatchingUp(Box<C>),
+}
+
+impl<C> Core<C> {
+    /// A replica that reads, and does not act yet.
+    pub fn reading(replica: Replica) -> Core<C> {
+        Core::Replica { replica: Box::new(replica), at_work: false }
+    }
+
+    /// The replica, if there is one.
+    pub fn replica(&self) -> Option<&Replica> {
+        match self {
+            Core::Replica { replica, .. } => Some(replica),
+            Core::CatchingUp(_) => None,
+        }
+    }
+
+    /// The same, to give it what it reads.
+    pub fn replica_mut(&mut self) -> Option<&mut Replica> {
+        match self {
+            Core::Replica { replica, .. } => Some(replica),
+            Core::CatchingUp(_) => None,
+        }
+    }
+
+    /// The replica, if it may act.
+    pub fn at_work(&mut self) -> Option<&mut Replica> {
+        match self {
+            Core::Replica { replica, at_work: true } => Some(replica),
+            Core::Replica { .. } | Core::CatchingUp(_) => None,
+        }
+    }
+
+    /// When it has something to do. One that may not act yet cannot act on what is due.
+    pub fn next_deadline(&self, catching_up: impl Fn(&C) -> Option<Micros>) -> Option<Micros> {
+        match self {
+            Core::Replica { replica, at_work } => replica.next_deadline().filter(|_| *at_work),
+            Core::CatchingUp(way) => catching_up(way),
+        }
+    }
+}
+
 /// Whether records that come right behind the cut of a checkpoint are reclaimed.
 fn is_reclaimed(checkpoint: &Checkpoint, first: impl Fn(ServerId) -> Seq) -> bool {
     let mut cuts = ServerId::all(checkpoint.cut.len()).zip(&checkpoint.cut);
@@ -120,7 +174,7 @@ fn is_reclaimed(checkpoint: &Checkpoint, first: impl Fn(ServerId) -> Seq) -> boo
 mod tests {
     use super::*;
     use shared_registers::crypto::{ClusterId, Digest};
-    use shared_registers::ids::{Batch, Micros, Term};
+    use shared_registers::ids::{Batch, Term};
 
     fn checkpoint(batch: u64, cut: u64) -> Checkpoint {
         let (term, batch, digest) = (Term(0), Batch(batch), Digest([batch as u8; 32]));

@@ -10,7 +10,7 @@ use protocol::snapshot::Snapshot;
 use shared_registers::guest_side::Next;
 use shared_registers::ids::ServerId;
 
-use super::{Core, Guest};
+use super::{Core, Guest, reading};
 use crate::catch_up::CatchUp;
 use crate::error::GuestError;
 use crate::limits::{OUTPUTS_HELD, RECORDS_PER_PASS, RECORDS_PER_TURN};
@@ -112,7 +112,7 @@ impl Guest<'_> {
         let delivered = replica.last_delivered();
         tracing::info!(batch = %at.0, %delivered, "restored from a snapshot; reading on");
         self.counters.snapshots_restored += 1;
-        self.core = Core::reading(replica);
+        self.core = reading(replica);
         Ok(())
     }
 }
