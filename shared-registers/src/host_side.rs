@@ -324,7 +324,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         ring.get(&self.write, self.consumed + 8, len, &mut self.copy);
         self.taking = 8 + padded(len);
         let (header, body) = self.copy.split_at(FRAME_HEADER_BYTES - 8);
-        let word = |i: usize| u64::from_le_bytes(header[8 * i..8 * i + 8].try_into().unwrap());
+        let word = |i: usize| u64::from_le_bytes(header.as_chunks().0[i]);
         Taken::Frame(Frame { seq: Seq(word(0)), drops: word(1), body })
     }
 
