@@ -4,14 +4,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -82,6 +82,14 @@ pub(crate) const CHILD_ID: &str = "DIFATO_TEST_GUEST_ID";
 /// What ends a guest when it is dropped, and how it ended.
 type Running = (UnixStream, JoinHandle<Result<(), GuestError>>);
 
+/// A loopback address that nobody else uses: on a common one any connection's own end may take the
+/// port of a guest that is stopped for a while.
+fn own_address() -> Ipv4Addr {
+    static CLUSTERS: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 128 | high, low, CLUSTERS.fetch_add(1, Ordering::Relaxed))
+}
+
 pub(crate) struct Cluster {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) description: Description,
@@ -95,7 +103,8 @@ impl Cluster {
     /// A cluster's folder, and nobody at work in it yet.
     pub(crate) fn idle(shape: Shape) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
-        let ports: Vec<_> = (0..N).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let address = own_address();
+        let ports: Vec<_> = (0..N).map(|_| TcpListener::bind((address, 0)).unwrap()).collect();
         let mut text = format!(
             "cluster_id = \"{}\"\nf = 1\nclients = {CLIENTS}\napplication = \"{}\"\n\
              [limits]\nring_bytes = {}\nwrite_ring_bytes = 8388608\nmax_payload_bytes = {}\n",
