@@ -38,6 +38,11 @@ pub(crate) const CLIENTS: u32 = 4;
 /// Nothing here takes longer, unless it never comes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Longer than anybody waits here. Clients send an order to one server alone: should that one
+/// suspect the sequencer, or itself, on a machine that is busy, nobody else would know of the order
+/// and change with it, as they do when clients turn to everyone (P3).
+const CHANGE_MS: u64 = 60_000;
+
 /// The key between a client (or the operator) and guest `server`.
 pub(crate) fn reply_key(who: u32, server: u16) -> [u8; 32] {
     let mut key = [3; 32];
@@ -107,6 +112,7 @@ impl Cluster {
         let ports: Vec<_> = (0..N).map(|_| TcpListener::bind((address, 0)).unwrap()).collect();
         let mut text = format!(
             "cluster_id = \"{}\"\nf = 1\nclients = {CLIENTS}\napplication = \"{}\"\n\
+             [timing]\nchange_ms = {CHANGE_MS}\nchange_cap_ms = {CHANGE_MS}\n\
              [limits]\nring_bytes = {}\nwrite_ring_bytes = 8388608\nmax_payload_bytes = {}\n",
             hexadecimal([9; 32]),
             shape.application,
