@@ -264,21 +264,16 @@ pub(crate) struct BenchArgs {
     /// As which client.
     #[arg(long, value_name = "C")]
     pub(crate) client: u32,
-    /// Requests measured for each payload.
-    #[arg(long, value_name = "N", default_value_t = 10_000,
-          value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) requests: u64,
-    /// Requests before them that are not measured.
+    /// What is measured.
+    #[command(flatten)]
+    pub(crate) measure: Measure,
+    /// Requests of each payload that come first and are not measured.
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub(crate) warmup: u64,
     /// Requests that are under way at a time.
     #[arg(long, value_name = "K", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=MAX_OUTSTANDING as i64))]
     pub(crate) outstanding: u16,
-    /// Request and reply sizes in bytes.
-    #[arg(long, value_name = "REQUEST/REPLY,...", value_delimiter = ',',
-          default_value = DEFAULT_PAYLOADS)]
-    pub(crate) payloads: Vec<Shape>,
     /// Also write the table to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -286,6 +281,19 @@ pub(crate) struct BenchArgs {
     /// loopback TCP (a round is 8 hops), before and after the payloads.
     #[arg(long)]
     pub(crate) floor: bool,
+}
+
+/// What `bench` and `demo` measure.
+#[derive(Args)]
+pub(crate) struct Measure {
+    /// Requests measured for each payload.
+    #[arg(long, value_name = "N", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) requests: u64,
+    /// Request and reply sizes in bytes.
+    #[arg(long, value_name = "REQUEST/REPLY,...", value_delimiter = ',',
+          default_value = DEFAULT_PAYLOADS)]
+    pub(crate) payloads: Vec<Shape>,
 }
 
 /// The largest `--outstanding`: what a client may have under way.
@@ -319,6 +327,7 @@ and limit: what the orders proposed since then weigh); rings (by server: used an
 ring here); held (bytes of history, snapshot, orders); catching_up (null if it is at work, or stage:
 reading, looking or fetching; parts and all_parts, bytes and all_bytes of the snapshot; from, the server
 that sent something last); counters.";
+
 /// `difato retire`.
 #[derive(Args)]
 #[command(after_help = COMING_BACK)]
@@ -343,14 +352,9 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "F", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=MAX_F))]
     pub(crate) f: u16,
-    /// Requests measured for each payload.
-    #[arg(long, value_name = "N", default_value_t = 10_000,
-          value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) requests: u64,
-    /// Request and reply sizes in bytes.
-    #[arg(long, value_name = "REQUEST/REPLY,...", value_delimiter = ',',
-          default_value = DEFAULT_PAYLOADS)]
-    pub(crate) payloads: Vec<Shape>,
+    /// What is measured.
+    #[command(flatten)]
+    pub(crate) measure: Measure,
 }
 
 /// `difato floor-node`.

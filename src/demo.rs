@@ -75,7 +75,7 @@ async fn demo(args: &DemoArgs, dir: &Path) -> Result<()> {
         durability: Durability::Process,
     };
     let cluster = init::create(dir, &wanted)?;
-    for shape in &args.payloads {
+    for shape in &args.measure.payloads {
         shape.check(&cluster)?;
     }
     let operator = Operator::load(dir)?;
@@ -85,17 +85,17 @@ async fn demo(args: &DemoArgs, dir: &Path) -> Result<()> {
     print("All of them serve.")?;
     let client = session::connect(dir, SENDER)?;
 
-    print(&format!("\n{} requests of each payload, one at a time:", args.requests))?;
+    print(&format!("\n{} requests of each payload, one at a time:", args.measure.requests))?;
     let mut last = OrderNumber(0);
     let mut rows = Vec::new();
-    for shape in &args.payloads {
-        rows.push(batch(&client, *shape, args.requests, &mut last).await?);
+    for shape in &args.measure.payloads {
+        rows.push(batch(&client, *shape, args.measure.requests, &mut last).await?);
     }
     print(&render(&rows))?;
 
     kill_the_sequencer(&mut supervisor, &operator, &client, &mut last).await?;
 
-    let again = (args.requests / 10).max(100);
+    let again = (args.measure.requests / 10).max(100);
     print(&format!("\n{again} more requests under the new sequencer:"))?;
     let row = batch(&client, Shape { request: 0, reply: 0 }, again, &mut last).await?;
     print(&render(&[row]))?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use shared_registers::cluster::{Cluster, Paths, Retired, RetiredServer};
 use shared_registers::ids::ServerId;
-use shared_registers::layout::{floor_from_word, floor_word};
+use shared_registers::layout::{self, floor_from_word, floor_word};
 use shared_registers::words::{MappedReadOnly, Words};
 
 use crate::cli::RetireArgs;
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &RetireArgs) -> Result<()> {
         .context("cannot lock the cluster's folder")?;
     let mut list = Retired::load(&paths)?;
     let floors = floors(&paths, &cluster, &list);
-    let retired = |id: ServerId| floors[id.index()] % 2 == 1;
+    let retired = |id: ServerId| layout::is_retired(floors[id.index()]);
     let registers = paths.registers(id);
     if retired(id) {
         return Err(bad_input(format!(
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &RetireArgs) -> Result<()> {
 /// Whether a server is retired, as far as is known in this folder.
 pub(crate) fn is_retired(paths: &Paths, cluster: &Cluster, id: ServerId) -> bool {
     let list = Retired::load(paths).unwrap_or_default();
-    floors(paths, cluster, &list)[id.index()] % 2 == 1
+    layout::is_retired(floors(paths, cluster, &list)[id.index()])
 }
 
 /// By server the least incarnation that anybody here listens to; odd for one that is retired.

@@ -9,6 +9,7 @@ use client::StatusError;
 use protocol::messages::{CatchingUp, Held, StableAt, Stage, Status};
 use serde::Serialize;
 use shared_registers::ids::ServerId;
+use shared_registers::layout::waits_in_words;
 
 use crate::bench::table::columns;
 use crate::cli::StatusArgs;
@@ -278,14 +279,7 @@ fn waiting<'a>(up: impl Iterator<Item = &'a Up>) -> String {
         if counters.get("host_recovers") != Some(&1) {
             continue;
         }
-        let hosts = counters.get("host_waits_for").copied().unwrap_or(0);
-        let hosts = (0..u64::BITS).filter(|host| hosts >> host & 1 == 1);
-        let hosts: Vec<String> = hosts.map(|host| host.to_string()).collect();
-        let whom = match &hosts[..] {
-            [] => "records that its own stream has seen".to_owned(),
-            [one] => format!("host {one}"),
-            _ => format!("hosts {}", hosts.join(", ")),
-        };
+        let whom = waits_in_words(counters.get("host_waits_for").copied().unwrap_or(0));
         text += &format!(
             "\nserver {id}: its host recovers and waits for {whom}; it serves what there is"
         );

@@ -120,13 +120,7 @@ impl CatchUp {
                     registers.files.rewind(writer);
                     return Ok(true);
                 }
-                Next::Damaged => {
-                    if registers.is_over() {
-                        return Ok(false); // R6: cut off. There will be no next turn.
-                    }
-                    let path = registers.read_path().to_owned();
-                    return Err(GuestError::Damaged { path, writer });
-                }
+                Next::Damaged => return registers.damaged(writer).map(|()| false),
                 Next::Record(record) => core.show(&record),
             }
             registers.files.advance(writer);

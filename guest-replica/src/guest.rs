@@ -13,7 +13,6 @@ mod report;
 mod storing;
 
 use std::io::ErrorKind;
-use std::mem::take;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -21,6 +20,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
+use protocol::catch_up;
 use protocol::messages::ToClient;
 use protocol::replica::{Config, Input, Output, Replica};
 use shared_registers::guest_side::HostHint;
@@ -92,7 +92,7 @@ fn live(
     let guest = Guest {
         n: setup.cluster.n(),
         clock,
-        core: Core::reading(Replica::new(setup.config(), application())),
+        core: reading(Replica::new(setup.config(), application())),
         config: setup.config(),
         application,
         cluster_toml: setup.paths.cluster_toml(),
@@ -160,51 +160,12 @@ fn wait_for_host(
     }
 }
 
-/// How far a guest is (P6).
-enum Core {
-    /// It has a replica, which acts once the host has taken what an earlier guest wrote and it has
-    /// read all that was exposed: its own stream tells it what it did before.
-    Replica { replica: Box<Replica>, at_work: bool },
-    /// Records that it needs are reclaimed, and it has no replica until it has a snapshot.
-    CatchingUp(Box<CatchUp>),
-}
+/// How far this guest is. A replica claims a checkpoint when its snapshot is stored.
+type Core = catch_up::Core<CatchUp>;
 
-impl Core {
-    fn reading(mut replica: Replica) -> Core {
-        replica.claim_after_store();
-        Core::Replica { replica: Box::new(replica), at_work: false }
-    }
-
-    fn replica(&self) -> Option<&Replica> {
-        match self {
-            Core::Replica { replica, .. } => Some(replica),
-            Core::CatchingUp(_) => None,
-        }
-    }
-
-    fn replica_mut(&mut self) -> Option<&mut Replica> {
-        match self {
-            Core::Replica { replica, .. } => Some(replica),
-            Core::CatchingUp(_) => None,
-        }
-    }
-
-    /// The replica, if it may act.
-    fn at_work(&mut self) -> Option<&mut Replica> {
-        match self {
-            Core::Replica { replica, at_work: true } => Some(replica),
-            Core::Replica { .. } | Core::CatchingUp(_) => None,
-        }
-    }
-
-    fn next_deadline(&self) -> Option<Micros> {
-        match self {
-            Core::Replica { replica, at_work: true } => replica.next_deadline(),
-            // It cannot act on what is due: whatever it waits for is looked for at every nap's end.
-            Core::Replica { .. } => None,
-            Core::CatchingUp(catch_up) => catch_up.next_deadline(),
-        }
-    }
+fn reading(mut replica: Replica) -> Core {
+    replica.claim_after_store();
+    Core::reading(replica)
 }
 
 /// A guest, at work or on its way there.
@@ -261,7 +222,7 @@ impl Guest<'_> {
         }
         let now = self.clock.now();
         let deadlines = [
-            self.core.next_deadline(),
+            self.core.next_deadline(CatchUp::next_deadline),
             self.connections.next_deadline(),
             self.peers.next_deadline(),
             self.registers.next_deadline(),
@@ -400,7 +361,7 @@ impl Guest<'_> {
         }
         let now = self.clock.now();
         self.registers.publish(now, &mut self.counters);
-        for output in take(&mut rest) {
+        for output in rest {
             match output {
                 Output::Forward(to, order) => {
                     self.peers.forward(to, order, &mut self.counters);

@@ -17,7 +17,7 @@
 //! ```
 //!
 //! The payload network is hostile, and other guests and clients may be: whatever comes from there
-//! is authenticated, decoded in one place, bounded by a name in [`limits`], and counted when it is
+//! is authenticated, decoded in one place, bounded by a name in `limits`, and counted when it is
 //! dropped. The host is trusted, but it may go away and come back at any time.
 //!
 //! | module | one job |
@@ -35,7 +35,7 @@
 //! | `net` | sockets and epoll |
 //! | `counters` | what is counted, and its names |
 //! | [`vm`] | the guest as the one process of a virtual machine |
-//! | [`limits`] | every bound |
+//! | `limits` | every bound |
 
 #![forbid(unsafe_code)]
 
@@ -54,7 +54,7 @@ mod counters;
 mod error;
 mod frames;
 mod guest;
-pub mod limits;
+mod limits;
 mod net;
 mod peers;
 mod registers;
@@ -64,6 +64,7 @@ mod subscriptions;
 pub mod vm;
 
 pub use error::GuestError;
+pub use limits::{CONNECTIONS_PER_CLIENT, MAX_UNPROVEN};
 
 use setup::Setup;
 
@@ -84,12 +85,10 @@ type Factory = Box<dyn FnMut() -> Box<dyn Application>>;
 /// both signals in the calling thread; other threads must not take them.
 pub fn run(options: Options) -> Result<(), GuestError> {
     let setup = Setup::load(&options.dir, options.id)?;
-    let name = setup.cluster.application.clone();
-    let path = setup.paths.cluster_toml();
-    if application::by_name(&name).is_none() {
+    let Some(make) = application::by_name(&setup.cluster.application) else {
+        let (name, path) = (setup.cluster.application, setup.paths.cluster_toml());
         return Err(GuestError::Application { name, path });
-    }
-    let make = move || application::by_name(&name).expect("a name that was known at the start");
+    };
     guest::run(setup, Box::new(make), signals()?)
 }
 

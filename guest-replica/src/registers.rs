@@ -119,11 +119,6 @@ impl Registers {
         }))
     }
 
-    /// The read file's path.
-    pub(crate) fn read_path(&self) -> &Path {
-        &self.places.read
-    }
-
     /// Whether the doorbell is connected.
     pub(crate) fn has_bell(&self) -> bool {
         self.bell.is_some()
@@ -159,6 +154,15 @@ impl Registers {
     /// with it, or has other files.
     pub(crate) fn is_over(&self) -> bool {
         self.over || self.life != (self.files.incarnation(), self.files.recovering().is_some())
+    }
+
+    /// What is read of a stream is no record. That is an error, unless the host has cut it off (R6):
+    /// then there is no next turn.
+    pub(crate) fn damaged(&self, writer: ServerId) -> Result<(), GuestError> {
+        if self.is_over() {
+            return Ok(());
+        }
+        Err(GuestError::Damaged { path: self.places.read.clone(), writer })
     }
 
     /// R6: whether the host recovers: all can be read, and nothing written.

@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -36,6 +36,12 @@ struct Wanted {
     settled: Option<(Term, Batch)>,
 }
 
+/// Whatever is done under one of the locks here is done whole or not at all, so that one under which
+/// a thread has panicked is as good as any.
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Shared {
     wanted: Mutex<Wanted>,
     news: Condvar,
@@ -51,7 +57,7 @@ struct Shared {
 
 impl Shared {
     fn wanted(&self) -> MutexGuard<'_, Wanted> {
-        self.wanted.lock().expect("no thread has panicked")
+        lock(&self.wanted)
     }
 
     fn stopped(&self) -> bool {
@@ -117,8 +123,7 @@ impl Store {
     pub(crate) fn take_stored(&self, counters: &mut Counters) -> Vec<Checkpoint> {
         // Nothing to be read is as good.
         let _ = self.shared.wake.read();
-        let stored =
-            std::mem::take(&mut *self.shared.stored.lock().expect("no thread has panicked"));
+        let stored = std::mem::take(&mut *lock(&self.shared.stored));
         counters.snapshots_stored += stored.len() as u64;
         stored
     }
@@ -145,7 +150,7 @@ impl Store {
         let Entry { digest, size, .. } = entry;
         let Some(bytes) = folder::read_part(&self.path, &digest, size) else { return };
         let right = fetch.offer_part(entry, Bytes::from(bytes));
-        let mut sure = self.shared.sure.lock().expect("no thread has panicked");
+        let mut sure = lock(&self.shared.sure);
         if right {
             sure.insert(digest);
             counters.snapshot_bytes_loaded += size;
@@ -201,7 +206,7 @@ fn next(shared: &Shared) -> Option<Wanted> {
         if wanted.snapshot.is_some() || wanted.settled.is_some() {
             return Some(std::mem::take(&mut *wanted));
         }
-        wanted = shared.news.wait(wanted).expect("no thread has panicked");
+        wanted = shared.news.wait(wanted).unwrap_or_else(PoisonError::into_inner);
     }
 }
 
@@ -211,7 +216,7 @@ fn carry_out(folder: &mut Folder, wanted: &Wanted, shared: &Shared) -> io::Resul
         if let Some(bytes) = bytes {
             shared.bytes.fetch_add(bytes, Ordering::Relaxed);
             let checkpoint = snapshot.checkpoint().clone();
-            shared.stored.lock().expect("no thread has panicked").push(checkpoint);
+            lock(&shared.stored).push(checkpoint);
             let _ = shared.wake.write(1);
         }
         Ok(())
@@ -227,7 +232,7 @@ fn carry_out(folder: &mut Folder, wanted: &Wanted, shared: &Shared) -> io::Resul
 fn retry(failed: Wanted, shared: &Shared) {
     let pause = Duration::from_millis(STORE_RETRY_MS);
     let waiting = shared.news.wait_timeout_while(shared.wanted(), pause, |_| !shared.stopped());
-    let mut wanted = waiting.expect("no thread has panicked").0;
+    let (mut wanted, _) = waiting.unwrap_or_else(PoisonError::into_inner);
     let Wanted { snapshot, settled } = failed;
     wanted.snapshot = wanted.snapshot.take().or(snapshot);
     wanted.settled = wanted.settled.max(settled);

@@ -22,6 +22,7 @@ use shared_registers::cluster::{
 use shared_registers::crypto::MacKey;
 use shared_registers::host_side::{ReopenError, StreamFull};
 use shared_registers::ids::{Micros, Seq, ServerId};
+use shared_registers::layout::waits_in_words;
 use shared_registers::words::explain_bus_errors;
 
 use crate::files;
@@ -213,7 +214,7 @@ pub fn run(options: &Options, log: &mut dyn FnMut(Level, &str)) -> Result<(), Ag
         exchange,
         tick_at: Micros(0),
         full_logged: None,
-        recovery: Recovery::default(),
+        waits_logged: None,
         retired_at: Micros(0),
     };
     agent.serve(log)?;
@@ -260,12 +261,8 @@ fn listen(paths: &Paths, cluster: &Cluster, me: ServerId, links: Links) -> Resul
         hosts: cluster.servers.iter().map(|server| server.trusted).zip(links).collect(),
     };
     let path = paths.cluster_toml();
-    Net::listen(config, LISTENER).map_err(|error| AgentError::Listen {
-        id: me,
-        address,
-        path,
-        error,
-    })
+    let failed = |error| AgentError::Listen { id: me, address, path, error };
+    Net::listen(config, LISTENER).map_err(failed)
 }
 
 fn signals() -> Result<SignalFd, AgentError> {
@@ -344,16 +341,10 @@ struct Agent {
     tick_at: Micros,
     /// When a full ring was logged last.
     full_logged: Option<Micros>,
-    recovery: Recovery,
+    /// For whom it waits, if it recovers, and when that was logged.
+    waits_logged: Option<(u64, Micros)>,
     /// When to look for retired servers.
     retired_at: Micros,
-}
-
-/// What was said of the recovery, if there is one.
-#[derive(Default)]
-struct Recovery {
-    /// For whom it waits, and when that was logged.
-    said: Option<(u64, Micros)>,
 }
 
 impl Agent {
@@ -474,7 +465,7 @@ impl Agent {
     fn log_recovery(&mut self, now: Micros, log: &mut Log<'_>) {
         let (me, waits) = (self.me, self.host.waits_for());
         let Some(hosts) = waits else {
-            if self.recovery.said.take().is_some() {
+            if self.waits_logged.take().is_some() {
                 let held = self.host.registers().copied(me);
                 let line = format!("host agent {me} has recovered: its stream has {held} records");
                 log(Level::Info, &line);
@@ -482,18 +473,11 @@ impl Agent {
             return;
         };
         let often = Micros::from_ms(RECOVERY_LOG_MS);
-        if self.recovery.said.is_some_and(|(said, at)| said == hosts && now.since(at) < often) {
+        if self.waits_logged.is_some_and(|(said, at)| said == hosts && now.since(at) < often) {
             return;
         }
-        self.recovery.said = Some((hosts, now));
-        let n = self.host.registers().geometry().n;
-        let named = ServerId::all(n).filter(|id| hosts >> id.index() & 1 == 1);
-        let named: Vec<String> = named.map(|id| id.to_string()).collect();
-        let whom = match &named[..] {
-            [] => "records that its own stream has seen".to_owned(),
-            [one] => format!("host {one}"),
-            _ => format!("hosts {}", named.join(", ")),
-        };
+        self.waits_logged = Some((hosts, now));
+        let whom = waits_in_words(hosts);
         log(Level::Info, &format!("host agent {me} recovers and waits for {whom}"));
     }
 

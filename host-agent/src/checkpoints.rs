@@ -52,12 +52,8 @@ impl Checkpoints {
                         claim.filter(|(stamp, claim)| self.claims.says_something(stamp, claim));
                 }
             }
-            // A writer's newer claims push out its older ones. So when many records come at once,
-            // as at a start, the claims of all writers count in the order of their heights.
-            let claims = self.found.iter_mut().filter(|found| found.is_some());
-            let lowest = claims.min_by_key(|found| found.as_ref().map(|(_, claim)| claim.height()));
-            let Some((stamp, claim)) = lowest.and_then(Option::take) else { return stable };
-            stable += u64::from(self.claims.count(&stamp, &claim).is_some());
+            let Some(became) = self.claims.count_lowest(&mut self.found) else { return stable };
+            stable += u64::from(became);
         }
     }
 }

@@ -180,7 +180,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         match self.peers.owed(peer, held, stable.map(|stable| &stable.cut[..])) {
             None => return false,
             Some(Owed::Lengths) => {
-                let (held, floors) = (self.copied_all(), self.floors());
+                let (held, floors) = (self.copied_all(), self.registers.floors());
                 let recovering = self.recovery.is_some();
                 let own = Own { held: &held, floors: &floors, recovering, unnamed };
                 // R6: as long as it takes nothing, all rings are as good as full.
@@ -403,11 +403,10 @@ impl<R: WordsMut, W: Words> Host<R, W> {
 
     /// R6: looks how far the recovery has come, if there is one.
     fn recover(&mut self) {
-        let (floors, me) = (self.floors(), self.me);
+        let (registers, me) = (&self.registers, self.me);
         let Some(recovery) = &mut self.recovery else { return };
-        let mut step =
-            || recovery.step(&floors, self.registers.copied(me), self.registers.exposed(me));
-        match step() {
+        let (copied, exposed) = (registers.copied(me), registers.exposed(me));
+        match recovery.step(&registers.floors(), copied, exposed) {
             Step::Wait(hosts) => self.registers.set_waits(hosts),
             Step::Ask(incarnation) => {
                 self.registers.set_floor(me, incarnation);
@@ -514,10 +513,6 @@ impl<R: WordsMut, W: Words> Host<R, W> {
 
     fn copied_all(&self) -> Box<[u64]> {
         ServerId::all(self.n).map(|writer| self.registers.copied(writer).0).collect()
-    }
-
-    fn floors(&self) -> Box<[u32]> {
-        ServerId::all(self.n).map(|server| self.registers.floor(server)).collect()
     }
 
     /// R8.

@@ -18,7 +18,7 @@
 //! | [`agent`] | the process: one thread, one epoll loop around [`Host`] |
 //! | `net` | its links on the trusted network |
 //! | `files` | its register files, made or gone on with |
-//! | [`limits`] | every bound of these, by name |
+//! | `limits` | every bound of these, by name |
 //!
 //! Whatever comes from the guest or the network may be anything. It is counted and dropped; it
 //! never makes this process panic, grow past a bound, or keep others waiting.
@@ -30,12 +30,13 @@ pub mod agent;
 mod checkpoints;
 mod files;
 pub mod host;
-pub mod limits;
+mod limits;
 mod net;
 mod peers;
 mod recovery;
 
 pub use agent::{AgentError, Options, run};
 pub use host::{Host, HostConfig, Input, Now, PeerFault, Turn};
+pub use limits::MAX_STRANGERS;
 pub use net::Level;
 pub use shared_registers::canary;

@@ -2,35 +2,35 @@
 
 /// Bytes of frames that a host takes from its guest before it looks at its peers again; the frame
 /// that goes past it is the last one.
-pub const MAX_BYTES_PER_TURN: usize = 1 << 20;
+pub(crate) const MAX_BYTES_PER_TURN: usize = 1 << 20;
 /// Connections on the trusted network that have not proved yet who they are; the oldest goes.
 pub const MAX_STRANGERS: usize = 64;
 /// Connections that are accepted before others get their turn.
-pub const MAX_ACCEPTS_PER_TURN: usize = 64;
+pub(crate) const MAX_ACCEPTS_PER_TURN: usize = 64;
 /// A connection, dialed or accepted, proves within so long who it is, or is closed.
-pub const HANDSHAKE_MS: u64 = 5_000;
+pub(crate) const HANDSHAKE_MS: u64 = 5_000;
 /// A host is dialed again after so long, and after twice as long each time that it fails.
-pub const REDIAL_MIN_MS: u64 = 20;
+pub(crate) const REDIAL_MIN_MS: u64 = 20;
 /// The longest wait before a host is dialed again.
-pub const REDIAL_MAX_MS: u64 = 500;
+pub(crate) const REDIAL_MAX_MS: u64 = 500;
 /// A link on which nothing came for so many heartbeats, and for [`LINK_DEAD_MS`], is closed: its
 /// bytes go nowhere and TCP would not tell for minutes.
-pub const LINK_DEAD_HEARTBEATS: u64 = 20;
+pub(crate) const LINK_DEAD_HEARTBEATS: u64 = 20;
 /// See [`LINK_DEAD_HEARTBEATS`].
-pub const LINK_DEAD_MS: u64 = 3_000;
+pub(crate) const LINK_DEAD_MS: u64 = 3_000;
 /// Bytes that one read takes from a socket.
-pub const READ_BYTES: usize = 1 << 17;
+pub(crate) const READ_BYTES: usize = 1 << 17;
 /// Rings of the doorbell that are discarded before others get their turn.
-pub const BELL_BYTES: usize = 1 << 12;
+pub(crate) const BELL_BYTES: usize = 1 << 12;
 /// Events that one wait returns; the rest come with the next.
-pub const EVENTS_PER_TURN: usize = 128;
+pub(crate) const EVENTS_PER_TURN: usize = 128;
 /// Full rings, which wait for a checkpoint, are logged at most so often.
-pub const FULL_LOG_MS: u64 = 10_000;
+pub(crate) const FULL_LOG_MS: u64 = 10_000;
 /// Refusals are logged at most so often.
-pub const REFUSAL_LOG_MS: u64 = 1_000;
+pub(crate) const REFUSAL_LOG_MS: u64 = 1_000;
 /// Largest incarnation of a host (R6): there is always one above it, and one that is even.
-pub const MAX_INCARNATION: u32 = u32::MAX - 3;
+pub(crate) const MAX_INCARNATION: u32 = u32::MAX - 3;
 /// How often a host that recovers says for whom it waits.
-pub const RECOVERY_LOG_MS: u64 = 5_000;
+pub(crate) const RECOVERY_LOG_MS: u64 = 5_000;
 /// How often an agent looks whether a server was retired.
-pub const RETIRED_LOOK_MS: u64 = 1_000;
+pub(crate) const RETIRED_LOOK_MS: u64 = 1_000;

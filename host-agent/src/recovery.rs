@@ -29,6 +29,7 @@
 
 use shared_registers::canary::{Canary, broken};
 use shared_registers::ids::{Seq, ServerId};
+use shared_registers::layout::is_retired;
 
 use crate::peers::Lengths;
 
@@ -60,11 +61,6 @@ pub(crate) enum Step {
     Done(u32),
 }
 
-/// Whether the host whose floor this is was retired.
-pub(crate) fn retired(floor: u32) -> bool {
-    floor % 2 == 1
-}
-
 impl Recovery {
     pub(crate) fn new(me: ServerId, n: usize) -> Recovery {
         Recovery { me, incarnation: None, answers: (0..n).map(|_| None).collect() }
@@ -92,7 +88,7 @@ impl Recovery {
     pub(crate) fn step(&mut self, floors: &[u32], copied: Seq, exposed: Seq) -> Step {
         let (mut silent, mut longer) = (0_u64, 0);
         for (k, answer) in self.answers.iter().enumerate() {
-            if k == self.me.index() || retired(floors[k]) {
+            if k == self.me.index() || is_retired(floors[k]) {
                 continue;
             }
             let knows = |answer: &&Answer| {

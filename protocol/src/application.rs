@@ -28,10 +28,10 @@ pub trait Application: Send {
     /// `max_payload_bytes` is replaced by an empty one.
     fn execute(&mut self, message: &Delivered<'_>) -> Vec<u8>;
 
-    /// The state, in chunks of about [`CHUNK_BYTES`](crate::limits::CHUNK_BYTES) or less: equal
-    /// states must give equal chunks, however they came about. It is taken every few thousand
-    /// messages (section 6), so a chunk that did not change since the last time should be the same
-    /// `Bytes`: that one is not hashed again.
+    /// The state, in chunks of about 256 KiB or less (larger ones only make transfers start over
+    /// further back): equal states must give equal chunks, however they came about. It is taken
+    /// every few thousand messages (section 6), so a chunk that did not change since the last time
+    /// should be the same `Bytes`: that one is not hashed again.
     fn snapshot(&mut self) -> Vec<Bytes>;
 
     /// Takes the state that [`Self::snapshot`] gave. The chunks are as they were given; an
@@ -100,12 +100,12 @@ impl Application for EchoSized {
     }
 }
 
-/// The application that `cluster.toml` names.
-pub fn by_name(name: &str) -> Option<Box<dyn Application>> {
+/// What makes the application that `cluster.toml` names.
+pub fn by_name(name: &str) -> Option<fn() -> Box<dyn Application>> {
     match name {
-        "log" => Some(Box::new(Log)),
-        "echo-sized" => Some(Box::new(EchoSized)),
-        "kv" => Some(Box::new(KeyValue::default())),
+        "log" => Some(|| Box::new(Log)),
+        "echo-sized" => Some(|| Box::new(EchoSized)),
+        "kv" => Some(|| Box::new(KeyValue::default())),
         _ => None,
     }
 }

@@ -2,9 +2,9 @@
 //! it has what it needs to go on.
 //!
 //! What is left of the streams is shown to it record by record: the claims in it say what is stable.
-//! A writer's newer claims push out its older ones, so the claims of all writers count in the order
-//! of their heights: [`CatchUp::look`] shows nothing more of a stream whose last claim
-//! waits until every stream was shown as far as it goes, or waits too.
+//! The claims of all writers count in the order of their heights ([`Claims::count_lowest`]):
+//! [`CatchUp::look`] shows nothing more of a stream whose last claim waits until every stream was
+//! shown as far as it goes, or waits too.
 //! The snapshot of the newest stable checkpoint is [fetched](Fetch). The cluster does not wait
 //! meanwhile: as soon as a newer checkpoint is stable it turns to that one, since nobody keeps the
 //! one before. What has not changed between the two is not fetched again, nor is what was known
@@ -13,9 +13,10 @@
 use std::sync::Arc;
 
 use shared_registers::checkpoint::Claims;
-use shared_registers::ids::{Seq, ServerId};
+use shared_registers::ids::{Micros, Seq, ServerId};
 use shared_registers::record::{Accept, Body, Checkpoint, Record, Stamp};
 
+use crate::replica::Replica;
 use crate::snapshot::Part;
 use crate::transfer::{Fetch, FetchConfig};
 
@@ -57,7 +58,7 @@ impl CatchUp {
             if count == most {
                 return Ok(true); // Not every stream was shown as far as it goes.
             }
-            if !self.count_next() {
+            if self.claims.count_lowest(&mut self.found).is_none() {
                 return Ok(false);
             }
         }
@@ -71,16 +72,6 @@ impl CatchUp {
         {
             self.found[record.stamp.writer.index()] = Some((record.stamp.clone(), claim));
         }
-    }
-
-    /// Counts the lowest claim, once every stream was shown as far as it goes, or waits.
-    /// Returns whether there was any: then more may be shown.
-    fn count_next(&mut self) -> bool {
-        let claims = self.found.iter_mut().filter(|found| found.is_some());
-        let least = claims.min_by_key(|found| found.as_ref().map(|(_, claim)| claim.height()));
-        let Some((stamp, claim)) = least.and_then(Option::take) else { return false };
-        self.claims.count(&stamp, &claim);
-        true
     }
 
     /// Turns to the newest stable checkpoint, if it has not all that it needs and what lies behind
@@ -120,6 +111,59 @@ impl CatchUp {
     }
 }
 
+/// How far a guest is (P6): it has a replica, or is on its way to one (`C`).
+pub enum Core<C> {
+    /// It has a replica, which acts once the host has taken what an earlier guest wrote and it has
+    /// read all that was exposed: its own stream tells it what it did before.
+    Replica {
+        /// The replica.
+        replica: Box<Replica>,
+        /// Whether it may act.
+        at_work: bool,
+    },
+    /// Records that it needs are reclaimed, and it has no replica until it has a snapshot.
+    CatchingUp(Box<C>),
+}
+
+impl<C> Core<C> {
+    /// A replica that reads, and does not act yet.
+    pub fn reading(replica: Replica) -> Core<C> {
+        Core::Replica { replica: Box::new(replica), at_work: false }
+    }
+
+    /// The replica, if there is one.
+    pub fn replica(&self) -> Option<&Replica> {
+        match self {
+            Core::Replica { replica, .. } => Some(replica),
+            Core::CatchingUp(_) => None,
+        }
+    }
+
+    /// The same, to give it what it reads.
+    pub fn replica_mut(&mut self) -> Option<&mut Replica> {
+        match self {
+            Core::Replica { replica, .. } => Some(replica),
+            Core::CatchingUp(_) => None,
+        }
+    }
+
+    /// The replica, if it may act.
+    pub fn at_work(&mut self) -> Option<&mut Replica> {
+        match self {
+            Core::Replica { replica, at_work: true } => Some(replica),
+            Core::Replica { .. } | Core::CatchingUp(_) => None,
+        }
+    }
+
+    /// When it has something to do. One that may not act yet cannot act on what is due.
+    pub fn next_deadline(&self, catching_up: impl Fn(&C) -> Option<Micros>) -> Option<Micros> {
+        match self {
+            Core::Replica { replica, at_work } => replica.next_deadline().filter(|_| *at_work),
+            Core::CatchingUp(way) => catching_up(way),
+        }
+    }
+}
+
 /// Whether records that come right behind the cut of a checkpoint are reclaimed.
 fn is_reclaimed(checkpoint: &Checkpoint, first: impl Fn(ServerId) -> Seq) -> bool {
     let mut cuts = ServerId::all(checkpoint.cut.len()).zip(&checkpoint.cut);
@@ -130,7 +174,7 @@ fn is_reclaimed(checkpoint: &Checkpoint, first: impl Fn(ServerId) -> Seq) -> boo
 mod tests {
     use super::*;
     use shared_registers::crypto::{ClusterId, Digest};
-    use shared_registers::ids::{Batch, Micros, Term};
+    use shared_registers::ids::{Batch, Term};
 
     fn checkpoint(batch: u64, cut: u64) -> Checkpoint {
         let (term, batch, digest) = (Term(0), Batch(batch), Digest([batch as u8; 32]));
@@ -149,7 +193,8 @@ mod tests {
 
     fn claim(catch_up: &mut CatchUp, writer: u16, claim: &Checkpoint) {
         show(catch_up, ServerId(writer), Some(claim));
-        assert!(catch_up.count_next() && !catch_up.count_next());
+        let CatchUp { claims, found, .. } = catch_up;
+        assert!(claims.count_lowest(found).is_some() && claims.count_lowest(found).is_none());
     }
 
     /// Found by the simulator (seed 583): whoever looked at one stream after the other, or at so many

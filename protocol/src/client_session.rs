@@ -291,11 +291,6 @@ impl ClientSession {
         self.entries.len() < self.config.max_in_flight
     }
 
-    /// The server that orders are sent to.
-    pub fn presumed_sequencer(&self) -> ServerId {
-        self.sequencer
-    }
-
     /// The session's number.
     pub fn session(&self) -> u64 {
         self.session

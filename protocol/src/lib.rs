@@ -19,7 +19,7 @@
 //! | [`listener`] | a subscriber's side | section 3, P5 |
 //! | [`messages`] | the payload network's messages | section 3 |
 //! | [`transfer`] | fetching a snapshot from the others | section 6 |
-//! | [`catch_up`] | which snapshot is wanted, and when it is there | P6, section 6 |
+//! | [`catch_up`] | how far a guest is, which snapshot it wants, and when it has it | P6, section 6 |
 //! | [`limits`] | every bound of a replica, by name | |
 
 #![forbid(unsafe_code)]

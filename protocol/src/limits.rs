@@ -45,8 +45,6 @@ pub const SEGMENT_MESSAGES: usize = 1024;
 pub const SEGMENT_BYTES: usize = 1 << 20;
 /// Clients whose table entries make a part of a snapshot.
 pub const CLIENTS_PER_PART: usize = 16;
-/// Bytes of an application's chunk: larger ones only make transfers start over further back.
-pub const CHUNK_BYTES: usize = 1 << 18;
 /// Parts of a snapshot.
 pub const MAX_PARTS: usize = 1 << 17;
 /// Bytes of a part: a group of clients whose newest replies all are of the largest size.

@@ -20,11 +20,11 @@ use bytes::Bytes;
 use shared_registers::canary::{Canary, broken};
 use shared_registers::codec::{Malformed, Put, Reader};
 use shared_registers::crypto::{ClusterId, DIGEST_BYTES, Digest};
-use shared_registers::ids::{Micros, OrderNumber};
+use shared_registers::ids::{Batch, Micros, OrderNumber, Seq, Term};
 use shared_registers::record::Checkpoint;
 
 use crate::limits::{MAX_PART_BYTES, MAX_PARTS, MAX_SNAPSHOT_BYTES};
-use crate::reader::Start;
+use crate::reader::{Base, Mark, Start, WriterStart};
 use crate::{history, ledger};
 
 /// How a manifest begins. Another layout gets another number.
@@ -278,6 +278,27 @@ impl Snapshot {
         let parts = content.parts.clone();
         let (delivered, by_digest) = (content.delivered, OnceLock::new());
         Snapshot { checkpoint, delivered, manifest: manifest.into(), parts, by_digest }
+    }
+
+    /// A snapshot of an application with these chunks, and of nothing else, at a batch that is not 0:
+    /// for tests and fuzzers of those who store, send and fetch snapshots.
+    pub fn of_chunks(n: usize, batch: u64, chunks: impl IntoIterator<Item = Vec<u8>>) -> Snapshot {
+        let (seq, chain) = (Seq(batch), Digest([1; 32]));
+        let mark = Mark { seq, chain, history: batch };
+        let start = Start {
+            term: Term(0),
+            opening: Seq(0),
+            base: Base { batch: Batch(0), parent: None, chain },
+            batch: (Batch(batch), mark),
+            floor: (Batch(batch - 1), mark),
+            kept: Vec::new(),
+            next_dead: false,
+            writers: vec![WriterStart { read: seq, change: None, vote: None }; n],
+        };
+        let part = |chunk: Vec<u8>| Arc::new(Part::new(Kind::Application, chunk.into(), vec![]));
+        let parts = chunks.into_iter().map(part).collect();
+        let (delivered, first) = (OrderNumber(0), OrderNumber(1));
+        Snapshot::new(&start, &Content { delivered, time: Micros(0), skipped: 0, first, parts })
     }
 
     /// A snapshot that came in pieces: its manifest, which must be the one that `checkpoint` names,

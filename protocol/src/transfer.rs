@@ -17,31 +17,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use shared_registers::checkpoint::Claims;
 use shared_registers::crypto::{ClusterId, Digest};
 use shared_registers::ids::{Micros, ServerId};
-use shared_registers::record::{Body, Checkpoint, Record};
+use shared_registers::record::Checkpoint;
 
 use crate::limits::{MAX_MANIFEST_BYTES, PIECE_BYTES, PIECES_IN_FLIGHT};
 use crate::messages::ToGuest;
 use crate::snapshot::{Entry, Manifest, Part, Snapshot};
-
-/// The newest checkpoint that is stable by these records' claims. The claims of one that hosts
-/// reclaimed up to stand behind its cut, so they are in what is left of the streams.
-pub fn newest_stable<'a>(
-    n: usize,
-    records: impl Iterator<Item = Record<'a>>,
-) -> Option<Checkpoint> {
-    let mut claims = Claims::new(n, None);
-    for record in records {
-        if let Ok(Body::Accept(accept)) = Body::decode(record.body, n)
-            && let Some(claim) = &accept.checkpoint
-        {
-            claims.count(&record.stamp, claim);
-        }
-    }
-    claims.stable().cloned()
-}
 
 /// The answer to a [`ToGuest::Fetch`] of one that has this snapshot.
 pub fn serve(snapshot: Option<&Snapshot>, digest: Digest, from: u64) -> ToGuest {
@@ -255,8 +237,7 @@ impl Fetch {
             }
             ToGuest::Gone { digest } => {
                 if self.downloads.get(&source).is_some_and(|download| download.digest == digest) {
-                    self.downloads.remove(&source);
-                    self.resting.insert(source, now.plus(self.config.silence));
+                    self.on_lost(now, source);
                 }
             }
             ToGuest::Forward(_) | ToGuest::Fetch { .. } => {}
@@ -286,8 +267,9 @@ impl Fetch {
         download.total = Some(known);
         download.got.extend_from_slice(bytes);
         download.deadline = now.plus(self.config.silence);
-        if download.got.len() as u64 == known {
-            let download = self.downloads.remove(&source).expect("it was there");
+        if download.got.len() as u64 == known
+            && let Some(download) = self.downloads.remove(&source)
+        {
             let bytes = Bytes::from(download.got);
             match download.entry {
                 Some(entry) => self.on_part(source, entry, bytes),

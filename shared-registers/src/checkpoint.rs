@@ -60,6 +60,18 @@ impl Claims {
         self.stable()
     }
 
+    /// Counts the lowest of the claims that were `found`, one of a writer at most. A writer's newer
+    /// claims push out its older ones, so whoever counts many records at a time looks at each stream
+    /// until it finds a claim that [says something](Self::says_something), counts the lowest of all
+    /// streams, and looks on there. Returns whether that one is stable from now on; `None` if there
+    /// is no claim.
+    pub fn count_lowest(&mut self, found: &mut [Option<(Stamp, Checkpoint)>]) -> Option<bool> {
+        let claims = found.iter_mut().filter(|found| found.is_some());
+        let lowest = claims.min_by_key(|found| found.as_ref().map(|(_, claim)| claim.height()));
+        let (stamp, claim) = lowest.and_then(Option::take)?;
+        Some(self.count(&stamp, &claim).is_some())
+    }
+
     /// Whether a claim speaks of what its own record has seen, and of more than its writer's last.
     pub fn says_something(&self, stamp: &Stamp, claim: &Checkpoint) -> bool {
         let seen = claim.cut.iter().zip(&stamp.seen).all(|(cut, seen)| cut <= seen);

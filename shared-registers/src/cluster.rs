@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::crypto::{ClusterId, Secret};
 use crate::ids::{ClientId, ServerId};
-use crate::layout::Geometry;
+use crate::layout::{Geometry, is_retired};
 use crate::limits::{MAX_CLIENTS, MAX_PAYLOAD_BYTES, MAX_SERVERS, RegisterLimits};
 
 /// A client waits at most 16 times `resend_ms` before it sends an order again, and a server takes
@@ -378,9 +378,8 @@ impl Retired {
         };
         let parse = |text: String| toml::from_str(&text).map_err(|error| name_key(&text, &error));
         let retired: Result<Retired, String> = text.and_then(parse);
-        let even = |retired: &Retired| retired.retired.iter().any(|r| r.below.is_multiple_of(2));
         match retired {
-            Ok(retired) if !even(&retired) => Ok(retired),
+            Ok(list) if list.retired.iter().all(|server| is_retired(server.below)) => Ok(list),
             Ok(_) => Err("a `below` in it is even".to_owned()),
             Err(why) => Err(why),
         }

@@ -239,6 +239,11 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         self.whole_floor(server).unwrap_or(0)
     }
 
+    /// R6: the floors of all servers.
+    pub fn floors(&self) -> Box<[u32]> {
+        ServerId::all(self.geometry.n).map(|server| self.floor(server)).collect()
+    }
+
     fn whole_floor(&self, server: ServerId) -> Option<u32> {
         floor_from_word(self.read.load(floor_word(server), Ordering::Relaxed))
     }
@@ -319,7 +324,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         ring.get(&self.write, self.consumed + 8, len, &mut self.copy);
         self.taking = 8 + padded(len);
         let (header, body) = self.copy.split_at(FRAME_HEADER_BYTES - 8);
-        let word = |i: usize| u64::from_le_bytes(header[8 * i..8 * i + 8].try_into().unwrap());
+        let word = |i: usize| u64::from_le_bytes(header.as_chunks().0[i]);
         Taken::Frame(Frame { seq: Seq(word(0)), drops: word(1), body })
     }
 

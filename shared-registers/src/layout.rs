@@ -351,6 +351,22 @@ pub fn floor_from_word(word: u64) -> Option<u32> {
     Some(word as u32).filter(|floor| floor_to_word(*floor) == word)
 }
 
+/// R6: whether the host whose floor this is was retired.
+pub fn is_retired(floor: u32) -> bool {
+    floor % 2 == 1
+}
+
+/// What [`read::WAITS`] says, for people: whom or what a host that recovers waits for.
+pub fn waits_in_words(hosts: u64) -> String {
+    let named = (0..u64::BITS).filter(|host| hosts >> host & 1 == 1);
+    let named: Vec<String> = named.map(|host| host.to_string()).collect();
+    match &named[..] {
+        [] => "records that its own stream has seen".to_owned(),
+        [one] => format!("host {one}"),
+        _ => format!("hosts {}", named.join(", ")),
+    }
+}
+
 /// The word of a server's hint.
 pub fn hint_word(server: ServerId, which: usize) -> usize {
     read::HINTS + server.index() * read::HINT_WORDS + which

@@ -208,20 +208,24 @@ impl Sim {
     /// A cluster of three in which nothing goes wrong by itself, for tests.
     #[cfg(test)]
     pub(crate) fn calm(seed: u64) -> Sim {
-        let wishes = crate::plan::Wishes { calm: true, f: Some(1), large_rings: true };
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let plan = Plan::draw(&mut rng, &wishes);
-        Sim::new(plan, rng, History::new(false))
+        Sim::calm_but(seed, |_| {})
     }
 
     /// The same, with small rings and a client that fills them.
     #[cfg(test)]
     pub(crate) fn calm_laps(seed: u64) -> Sim {
+        Sim::calm_but(seed, |plan| {
+            (plan.rings.ring_bytes, plan.rings.filling) = (1 << 15, 400);
+            plan.clients.iter_mut().for_each(|client| client.every = Micros(10_000));
+        })
+    }
+
+    #[cfg(test)]
+    fn calm_but(seed: u64, change: impl Fn(&mut Plan)) -> Sim {
         let wishes = crate::plan::Wishes { calm: true, f: Some(1), large_rings: true };
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut plan = Plan::draw(&mut rng, &wishes);
-        (plan.rings.ring_bytes, plan.rings.filling) = (1 << 15, 400);
-        plan.clients.iter_mut().for_each(|client| client.every = Micros(10_000));
+        change(&mut plan);
         Sim::new(plan, rng, History::new(false))
     }
 

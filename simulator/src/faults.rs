@@ -249,8 +249,6 @@ impl Sim {
             entry.dies_after = None;
             if entry.host.is_some() {
                 entry.loss = None;
-            }
-            if entry.host.is_some() {
                 self.start_guest(server);
             } else if self.plan.processes.stay_down && !entry.felled {
                 self.count("host stays down");

@@ -34,6 +34,8 @@ pub(crate) struct Server {
     pub(crate) wall: Micros,
     /// The host's next step is its last: only so many of its stores take effect.
     pub(crate) dies_after: Option<u64>,
+    /// That step is one in which it takes a frame of its guest's.
+    pub(crate) dies_admitting: bool,
     /// R6: what becomes of its files before it starts again.
     pub(crate) loss: Option<Loss>,
     /// Names the boot of its machine.
@@ -52,8 +54,6 @@ pub(crate) struct Server {
     pub(crate) wiped: Option<u64>,
     /// Under what its guest began (R6).
     began_under: (u64, u64, u64),
-    /// That step is one in which it takes a frame of its guest's.
-    pub(crate) dies_admitting: bool,
     /// What the history knows of its registers: records copied and exposed, per stream.
     pub(crate) copied: Vec<u64>,
     pub(crate) exposed: Vec<u64>,
@@ -101,6 +101,7 @@ impl Server {
             longest: Longest::default(),
             wall: EPOCH.plus(Micros(rng.random_range(0..5_000_000))),
             dies_after: None,
+            dies_admitting: false,
             loss: None,
             boot: 0,
             felled: false,
@@ -110,7 +111,6 @@ impl Server {
             shown_before: None,
             wiped: None,
             began_under: (0, 0, 0),
-            dies_admitting: false,
             copied: vec![0; plan.n],
             exposed: vec![0; plan.n],
             first: vec![0; plan.n],
@@ -123,9 +123,7 @@ impl Server {
             tick: None,
         }
     }
-}
 
-impl Server {
     /// Its guest's store was deleted, and what was there may be nowhere else; so it is faulty until
     /// it has stored a stable checkpoint that covers what it claimed before. Where guests have no
     /// stores, all that restart lose their snapshots.

@@ -37,19 +37,19 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
             cluster.application
         )));
     }
-    for shape in &args.payloads {
+    for shape in &args.measure.payloads {
         shape.check(&cluster)?;
     }
     // Before an hour of measuring rather than after it.
     let json = args.json.as_deref().map(open).transpose()?;
     let mut floor = Floor::new();
     if args.floor {
-        floor.measure(args.requests)?;
+        floor.measure(args.measure.requests)?;
     }
     let mut rows = measure_all(&args)?;
     output::print(&render(&rows))?;
     if args.floor {
-        floor.measure(args.requests)?;
+        floor.measure(args.measure.requests)?;
         output::print(&compare(&rows, &floor))?;
         rows.push(floor.row());
     }
@@ -57,12 +57,13 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
 }
 
 fn measure_all(args: &BenchArgs) -> Result<Vec<Row>> {
-    let BenchArgs { requests, warmup, outstanding, .. } = *args;
+    let BenchArgs { warmup, outstanding, .. } = *args;
+    let requests = args.measure.requests;
     let load = Load { requests, warmup, outstanding: usize::from(outstanding) };
     session::runtime()?.block_on(async {
         let client = session::connect(&args.dir, args.client)?;
         let mut rows = Vec::new();
-        for shape in &args.payloads {
+        for shape in &args.measure.payloads {
             rows.push(measure(&client, *shape, load).await?.row);
         }
         Ok(rows)

@@ -10,13 +10,13 @@ use bytes::Bytes;
 use protocol::application::KeyValue;
 use protocol::limits::PIECE_BYTES;
 use protocol::messages::ToGuest;
-use protocol::reader::{Base, Mark, Start, WriterStart};
+use protocol::reader::Start;
 use protocol::replica::Replica;
 use protocol::snapshot::{Content, Kind, Manifest, Part, Snapshot};
 use protocol::transfer::{Fetch, FetchConfig, serve};
 use shared_registers::codec::Reader;
 use shared_registers::crypto::Digest;
-use shared_registers::ids::{Batch, Micros, OrderNumber, Seq, ServerId, Term};
+use shared_registers::ids::{Micros, OrderNumber, ServerId};
 
 use crate::acts;
 use crate::drafts::{CLUSTER, N};
@@ -211,23 +211,6 @@ fn altered(right: ToGuest, byte: u8, xor: u8, more: u8) -> ToGuest {
 
 /// A snapshot of a few application chunks, one of them of several pieces.
 fn sample(batch: u64, chunks: &[u8]) -> Snapshot {
-    let mark = Mark { seq: Seq(batch), chain: Digest([1; 32]), history: batch };
-    let writer = WriterStart { read: Seq(batch), change: None, vote: None };
-    let start = Start {
-        term: Term(0),
-        opening: Seq(0),
-        base: Base { batch: Batch(0), parent: None, chain: Digest([1; 32]) },
-        batch: (Batch(batch), mark),
-        floor: (Batch(batch - 1), mark),
-        kept: Vec::new(),
-        next_dead: false,
-        writers: vec![writer; N],
-    };
-    let part = |byte: &u8| {
-        let chunk = vec![*byte; usize::from(*byte) * PIECE_BYTES / 2];
-        Arc::new(Part::new(Kind::Application, chunk.into(), Vec::new()))
-    };
-    let parts = chunks.iter().map(part).collect();
-    let (delivered, first) = (OrderNumber(0), OrderNumber(1));
-    Snapshot::new(&start, &Content { delivered, time: Micros(0), skipped: 0, first, parts })
+    let chunk = |byte: &u8| vec![*byte; usize::from(*byte) * PIECE_BYTES / 2];
+    Snapshot::of_chunks(N, batch, chunks.iter().map(chunk))
 }

@@ -10,7 +10,7 @@ use protocol::snapshot::Snapshot;
 use shared_registers::guest_side::Next;
 use shared_registers::ids::ServerId;
 
-use super::{Core, Guest};
+use super::{Core, Guest, reading};
 use crate::catch_up::CatchUp;
 use crate::error::GuestError;
 use crate::limits::{OUTPUTS_HELD, RECORDS_PER_PASS, RECORDS_PER_TURN};
@@ -46,13 +46,7 @@ impl Guest<'_> {
                 self.fall_behind(writer);
                 return Ok(false);
             }
-            Next::Damaged => {
-                if self.registers.is_over() {
-                    return Ok(false); // R6: cut off. There will be no next turn.
-                }
-                let path = self.registers.read_path().to_owned();
-                return Err(GuestError::Damaged { path, writer });
-            }
+            Next::Damaged => return self.registers.damaged(writer).map(|()| false),
             Next::Record(record) => {
                 // V0
                 if !replica.can_read(&record.stamp) {
@@ -118,7 +112,7 @@ impl Guest<'_> {
         let delivered = replica.last_delivered();
         tracing::info!(batch = %at.0, %delivered, "restored from a snapshot; reading on");
         self.counters.snapshots_restored += 1;
-        self.core = Core::reading(replica);
+        self.core = reading(replica);
         Ok(())
     }
 }

@@ -15,6 +15,7 @@ use protocol::snapshot::{Entry, Manifest, Snapshot};
 use shared_registers::crypto::Digest;
 use shared_registers::ids::{Batch, Term};
 
+use super::lock;
 use crate::limits::SNAPSHOTS_STORED;
 
 const MANIFEST: &str = "manifest-";
@@ -140,7 +141,7 @@ impl Folder {
         let mut bytes = 0;
         for part in snapshot.parts() {
             let digest = part.entry().digest;
-            let known = sure.lock().expect("no thread has panicked").contains(&digest);
+            let known = lock(sure).contains(&digest);
             if known && self.has(&part.entry()) {
                 continue;
             }
@@ -149,7 +150,7 @@ impl Folder {
             }
             let pieces = std::iter::once(part.head()).chain(part.bodies());
             self.write(&part_name(&digest), pieces.map(|piece| &piece[..]))?;
-            sure.lock().expect("no thread has panicked").insert(digest);
+            lock(sure).insert(digest);
             bytes += part.entry().size;
         }
         let checkpoint = snapshot.checkpoint();
@@ -205,7 +206,7 @@ impl Folder {
     fn delete_unnamed(&self, coming: &[Digest], sure: &Sure) -> io::Result<()> {
         let named = self.kept.iter().flat_map(|kept| &kept.parts);
         let parts: BTreeSet<_> = named.chain(coming).copied().collect();
-        sure.lock().expect("no thread has panicked").retain(|digest| parts.contains(digest));
+        lock(sure).retain(|digest| parts.contains(digest));
         let named: BTreeSet<_> = parts.iter().map(part_name).collect();
         for name in self.names()?.iter().filter(|name| name.starts_with(PART)) {
             if !named.contains(name) {

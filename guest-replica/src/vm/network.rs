@@ -66,8 +66,8 @@ impl Kernel {
         let mut answer = [0; 4096];
         let len = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
         // The answer to what wants one is an error's number, negative, or 0.
-        let number = answer[..len].get(HEADER_BYTES..HEADER_BYTES + 4);
-        match number.map(|bytes| i32::from_ne_bytes(bytes.try_into().expect("four bytes"))) {
+        let number = answer[..len].get(HEADER_BYTES..).and_then(|body| body.first_chunk());
+        match number.map(|bytes| i32::from_ne_bytes(*bytes)) {
             Some(0) => Ok(()),
             Some(error) => Err(io::Error::from_raw_os_error(-error)),
             None => Err(io::ErrorKind::UnexpectedEof.into()),

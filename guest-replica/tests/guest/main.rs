@@ -9,7 +9,7 @@ use std::fs;
 use std::io::Write;
 
 use cluster::{CHILD_DIR, CHILD_ID, Cluster, Peer, Shape, await_raw_closed, connect, reply_key};
-use guest_replica::{Options, limits};
+use guest_replica::{CONNECTIONS_PER_CLIENT, MAX_UNPROVEN, Options};
 use nix::sys::signal::{SigSet, Signal};
 use protocol::messages::{Body, Delivery, Reply, ToClient, ToServer};
 use shared_registers::ids::{ClientId, OrderNumber, ServerId};
@@ -173,15 +173,15 @@ fn the_number_of_connections_is_bounded() {
     let cluster = Cluster::start();
     // Strangers: the oldest goes first, and clients still get in.
     let mut strangers: Vec<_> =
-        (0..limits::MAX_UNPROVEN + 5).map(|_| connect(cluster.payload(0))).collect();
+        (0..MAX_UNPROVEN + 5).map(|_| connect(cluster.payload(0))).collect();
     for stranger in &mut strangers[..5] {
         await_raw_closed(stranger);
     }
-    assert!(cluster.count(0, "connections") <= limits::MAX_UNPROVEN as u64 + 1);
+    assert!(cluster.count(0, "connections") <= MAX_UNPROVEN as u64 + 1);
     // One client: the oldest goes first, and other clients keep theirs.
     let mut other = cluster.client(1, 0);
     let mut greedy: Vec<_> =
-        (0..limits::CONNECTIONS_PER_CLIENT + 3).map(|_| cluster.client(0, 0)).collect();
+        (0..CONNECTIONS_PER_CLIENT + 3).map(|_| cluster.client(0, 0)).collect();
     for peer in &mut greedy[..3] {
         peer.await_closed();
     }

@@ -129,9 +129,7 @@ fn a_write_file_of_another_size_is_given_its_own_again() {
 /// whose memory may have what the disk has not.
 #[test]
 fn a_disk_that_fails_ends_a_durable_host_and_the_others_tell_it_where_it_was() {
-    let mut world = World::apart(3);
-    world.durable = true;
-    world.servers = (0..3).map(|i| world.server(i)).collect();
+    let mut world = World::durable(3, true);
     world.connect_all();
     world.write(0, &accept(1));
     world.settle();

@@ -173,12 +173,7 @@ fn lost_past(world: &mut World, i: u16) -> Option<(u16, u64)> {
 }
 
 fn run(durable: bool, keeps: bool, acts: &[Act]) {
-    let mut world = World::apart(usize::from(N));
-    world.durable = durable;
-    for i in 0..N {
-        let server = world.server(i);
-        world.servers[usize::from(i)] = server;
-    }
+    let world = World::durable(usize::from(N), durable);
     let mut model = Model { world, keeps, shown: BTreeMap::new() };
     acts.iter().for_each(|act| model.act(act));
     let mut world = model.world;

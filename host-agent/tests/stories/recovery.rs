@@ -1,7 +1,8 @@
 //! R6: hosts that lost, or may have lost, records of their own streams.
 
 use host_agent::{Input, PeerFault};
-use shared_registers::host_side::Counter;
+use shared_registers::guest_side::GuestRegisters;
+use shared_registers::host_side::{Counter, HostRegisters};
 use shared_registers::ids::{Seq, ServerId};
 use shared_registers::layout::{read, stream_word};
 use shared_registers::record::Record;
@@ -12,10 +13,8 @@ use crate::world::{World, accept};
 /// Server `i` writes as many records; all get them.
 fn write_some(world: &mut World, i: u16, count: u64) {
     for _ in 0..count {
-        world.servers[usize::from(i)].written += 1;
-        let upto = world.servers[usize::from(i)].written;
-        world.servers[usize::from(i)].guest.write(Seq(upto), &accept(upto)).unwrap();
-        world.look(i);
+        let upto = world.servers[usize::from(i)].written + 1;
+        world.write(i, &accept(upto));
     }
     world.settle();
 }
@@ -26,14 +25,24 @@ fn new_guest(world: &mut World, i: u16) {
     let geometry = world.geometry(i);
     let copied = world.copied(i, i);
     let server = &mut world.servers[usize::from(i)];
-    server.guest =
-        shared_registers::guest_side::GuestRegisters::attach(geometry, files.0, files.1).unwrap();
+    server.guest = GuestRegisters::attach(geometry, files.0, files.1).unwrap();
     server.written = copied;
     assert!(server.guest.drained());
 }
 
 fn incarnation(world: &mut World, i: u16, of: u16) -> u32 {
     world.host(i).registers().floor(ServerId(of))
+}
+
+/// Host 0 has lost its file, in which two records of its own were, and host 4 is away.
+fn waiting_for_4() -> World {
+    let mut world = World::new(5);
+    write_some(&mut world, 0, 2);
+    world.crash(4);
+    world.replace(0);
+    world.exchanges(3);
+    assert_eq!(world.waits(0), Some(vec![4]));
+    world
 }
 
 /// R3: no two hosts hold different records in one place.
@@ -83,14 +92,7 @@ fn a_lost_file_comes_back_from_the_others_and_its_stream_goes_on() {
 
 #[test]
 fn it_waits_for_all_others_says_for_whom_and_shows_meanwhile_what_it_gets() {
-    let mut world = World::new(5);
-    write_some(&mut world, 0, 2);
-    world.crash(0);
-    world.crash(4);
-    world.lose(0);
-    world.join(0);
-    world.exchanges(3);
-    assert_eq!(world.waits(0), Some(vec![4]));
+    let mut world = waiting_for_4();
     // Hosts that wait for nobody go on, and it serves their records.
     write_some(&mut world, 1, 3);
     assert_eq!(world.exposed(0), [2, 3, 0, 0, 0]);
@@ -151,28 +153,20 @@ fn a_damaged_record_cuts_its_stream_there_and_no_bytes_behind_it_come_back() {
     for writer in 0..2 {
         let ring = world.geometry(0).stream_ring(ServerId(writer));
         // The third record: all are of one size.
-        let end = {
-            let (file, _) = world.files(0);
-            use shared_registers::words::Words;
-            let at = stream_word(ServerId(writer), read::COPIED_AT);
-            file.load(at, std::sync::atomic::Ordering::Relaxed)
-        };
+        let end = world.peek(0, stream_word(ServerId(writer), read::COPIED_AT));
         world.poke(0, ring.base + (end / 5 * 2 / 8) as usize + 8, |word| word ^ 1);
     }
     let (files, geometry) = (world.files(0), world.geometry(0));
-    let reopened = shared_registers::host_side::HostRegisters::reopen(geometry, files.0, files.1);
+    let reopened = HostRegisters::reopen(geometry, files.0, files.1);
     let error = reopened.map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("damaged record: number 3 of stream 0"), "{error}");
     world.recover(0);
     assert_eq!((world.copied(0, 0), world.copied(0, 1)), (2, 2));
     for writer in 0..2 {
-        let (file, _) = world.files(0);
-        use shared_registers::words::Words;
-        let load = |i| file.load(i, std::sync::atomic::Ordering::Relaxed);
         let ring = world.geometry(0).stream_ring(ServerId(writer));
-        let end = load(stream_word(ServerId(writer), read::COPIED_AT)) as usize / 8;
+        let end = world.peek(0, stream_word(ServerId(writer), read::COPIED_AT)) as usize / 8;
         let mut behind = ring.base + end..ring.base + (ring.bytes / 8) as usize;
-        assert!(end > 0 && behind.all(|i| load(i) == 0));
+        assert!(end > 0 && behind.all(|i| world.peek(0, i) == 0));
     }
     world.join(0);
     world.exchanges(3);
@@ -190,9 +184,7 @@ fn nothing_of_an_earlier_life_is_taken_once_it_was_asked_about() {
     let mut late = Vec::new();
     assert!(world.host(0).next_frame(ServerId(1), &mut late));
     let files = world.files(0);
-    world.crash(0);
-    world.lose(0);
-    world.join(0);
+    world.replace(0);
     world.exchanges(3);
     assert_eq!((world.waits(0), world.copied(0, 0)), (None, 2));
     // Its connection is another: it says first who it is.
@@ -240,9 +232,7 @@ fn a_late_record_that_comes_before_the_answer_is_answered_with() {
 fn an_answer_counts_only_if_it_was_given_to_this_life() {
     let mut world = World::new(3);
     write_some(&mut world, 0, 2);
-    world.crash(0);
-    world.lose(0);
-    world.join(0);
+    world.replace(0);
     let round = |world: &mut World| {
         world.tick();
         for other in [1, 2] {
@@ -367,14 +357,7 @@ fn an_answer_counts_only_if_it_knows_of_anothers_loss() {
 
 #[test]
 fn nobody_waits_for_a_retired_host_and_nobody_listens_to_it() {
-    let mut world = World::new(5);
-    write_some(&mut world, 0, 2);
-    world.crash(4);
-    world.crash(0);
-    world.lose(0);
-    world.join(0);
-    world.exchanges(3);
-    assert_eq!(world.waits(0), Some(vec![4]));
+    let mut world = waiting_for_4();
     // One host is told by its operator; the others hear of it.
     let now = world.now;
     world.host(2).step(now, Input::Floor(ServerId(4), 1)).unwrap();
@@ -383,7 +366,6 @@ fn nobody_waits_for_a_retired_host_and_nobody_listens_to_it() {
     assert_eq!(world.waits(0), None);
     // It comes back with its old files.
     world.restart(4);
-    world.servers[4].written += 1;
     world.join(4);
     let (mut told, mut said) = (Vec::new(), Vec::new());
     assert!(world.host(4).next_frame(ServerId(1), &mut said));
@@ -392,9 +374,7 @@ fn nobody_waits_for_a_retired_host_and_nobody_listens_to_it() {
     let fault = world.host(4).step(now, Input::PeerFrame(ServerId(1), &told)).unwrap_err();
     assert_eq!(fault, PeerFault::Over { floor: 1 });
     // And with none: then it is not retired any more.
-    world.crash(4);
-    world.lose(4);
-    world.join(4);
+    world.replace(4);
     world.exchanges(4);
     assert_eq!((world.waits(4), incarnation(&mut world, 0, 4)), (None, 2));
     new_guest(&mut world, 4);
@@ -416,7 +396,7 @@ fn a_host_that_is_killed_as_it_recovers_recovers_again() {
     assert_eq!((world.waits(0), world.copied(0, 0)), (Some(vec![2]), 4));
     world.crash(0);
     let (files, geometry) = (world.files(0), world.geometry(0));
-    let again = shared_registers::host_side::HostRegisters::reopen(geometry, files.0, files.1);
+    let again = HostRegisters::reopen(geometry, files.0, files.1);
     assert!(again.is_err_and(|error| error.to_string().contains("not recovered to the end")));
     world.recover(0);
     world.join(0);
@@ -433,9 +413,7 @@ fn a_host_that_is_killed_as_it_recovers_recovers_again() {
 fn what_others_have_reclaimed_of_the_own_stream_is_jumped_over() {
     let mut world = World::new(5);
     laps(&mut world, 4);
-    world.crash(0);
-    world.lose(0);
-    world.join(0);
+    world.replace(0);
     world.exchanges(6);
     let own = world.copied(1, 0);
     assert_eq!((world.waits(0), world.copied_all(0)), (None, world.copied_all(1)));

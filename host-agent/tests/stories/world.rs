@@ -155,8 +155,17 @@ impl World {
 
     /// As [`Self::apart`], with rings that may be smaller than a cluster's ever are.
     pub(crate) fn with_rings(n: usize, ring_bytes: u64) -> World {
+        World::made(n, ring_bytes, false)
+    }
+
+    /// As [`Self::apart`], with durability `disk` or not (R6).
+    pub(crate) fn durable(n: usize, durable: bool) -> World {
+        World::made(n, 1 << 16, durable)
+    }
+
+    fn made(n: usize, ring_bytes: u64, durable: bool) -> World {
         let now = Now { wall: Micros(1_700_000_000_000_000), mono: Micros(0) };
-        let (durable, servers, links) = (false, vec![], BTreeSet::new());
+        let (servers, links) = (vec![], BTreeSet::new());
         let mut world = World { n, durable, ring_bytes, now, servers, links };
         world.servers = (0..n as u16).map(|i| world.server(i)).collect();
         world
@@ -291,24 +300,27 @@ impl World {
 
     /// It starts again, with its files as they are.
     pub(crate) fn restart(&mut self, i: u16) {
-        let geometry = self.geometry(i);
-        let Server { read, write, .. } = &self.servers[usize::from(i)];
-        let registers = HostRegisters::reopen(geometry, read.clone(), write.clone()).unwrap();
-        read.sync().unwrap();
-        let registers = registers.durable(self.durable);
-        let host = Host::new(World::config(i), registers, self.now);
-        self.servers[usize::from(i)].host = Some(host);
+        let (read, write) = self.files(i);
+        self.start(i, HostRegisters::reopen(self.geometry(i), read, write).unwrap());
     }
 
     /// It starts again and recovers, with what is intact of its files (R6).
     pub(crate) fn recover(&mut self, i: u16) {
-        let geometry = self.geometry(i);
-        let Server { read, write, .. } = &self.servers[usize::from(i)];
-        let registers = HostRegisters::recover(geometry, read.clone(), write.clone()).unwrap();
-        read.sync().unwrap();
-        let registers = registers.durable(self.durable);
-        let host = Host::new(World::config(i), registers, self.now);
+        let (read, write) = self.files(i);
+        self.start(i, HostRegisters::recover(self.geometry(i), read, write).unwrap());
+    }
+
+    fn start(&mut self, i: u16, registers: HostRegisters<Memory, Memory>) {
+        self.servers[usize::from(i)].read.sync().unwrap();
+        let host = Host::new(World::config(i), registers.durable(self.durable), self.now);
         self.servers[usize::from(i)].host = Some(host);
+    }
+
+    /// It dies, its files are gone, and it comes back: it recovers, connected with all that are up.
+    pub(crate) fn replace(&mut self, i: u16) {
+        self.crash(i);
+        self.lose(i);
+        self.join(i);
     }
 
     /// Its files are gone; it starts again and recovers, with new ones (R6).
@@ -421,17 +433,18 @@ impl World {
     }
 
     /// A word of a host's read file.
+    pub(crate) fn peek(&self, i: u16, word: usize) -> u64 {
+        self.servers[usize::from(i)].read.load(word, Ordering::SeqCst)
+    }
+
+    /// Another word in its place.
     pub(crate) fn poke(&self, i: u16, word: usize, change: impl Fn(u64) -> u64) {
-        use shared_registers::words::{Words, WordsMut};
-        use std::sync::atomic::Ordering::SeqCst;
-        let memory = &self.servers[usize::from(i)].read;
-        memory.store(word, change(memory.load(word, SeqCst)), SeqCst);
+        let value = change(self.peek(i, word));
+        self.servers[usize::from(i)].read.store(word, value, Ordering::SeqCst);
     }
 
     pub(crate) fn consumed(&self, i: u16) -> u64 {
-        use shared_registers::words::Words;
-        let memory = &self.servers[usize::from(i)].read;
-        memory.load(read::CONSUMED, Ordering::SeqCst)
+        self.peek(i, read::CONSUMED)
     }
 }
 

@@ -335,10 +335,10 @@ fn f_liars_cannot_steer_the_presumed_sequencer() {
         for liar in 0..f {
             story.reply(liar as u16, claim(u64::MAX - 5 - liar as u64));
         }
-        assert_eq!(story.session.presumed_sequencer(), ServerId(0));
+        assert_eq!(story.session.sequencer, ServerId(0));
         assert_eq!(story.sent(), []);
         story.reply(f as u16, Reply { term: Term(n as u64 + 2), ..reply(1, 4, b"y", here(b"y")) });
-        assert_eq!(story.session.presumed_sequencer(), ServerId(2));
+        assert_eq!(story.session.sequencer, ServerId(2));
         // The new one hears at once of what only the old one knows, unless it has answered.
         let expected: &[_] = if f == 1 { &[(2, SESSION, 1)] } else { &[] };
         assert_eq!(story.sent(), expected);
@@ -504,5 +504,5 @@ fn a_cleaned_servers_old_lies_do_not_hold_an_order_for_ever() {
     story.reply(0, reply(1, 7, b"true", here(b"true")));
     story.reply(2, reply(1, 7, b"true", Body::Elsewhere));
     assert!(story.session.unanswered().next().is_none());
-    assert_eq!(story.session.presumed_sequencer(), ServerId(0), "nor does the term it made up");
+    assert_eq!(story.session.sequencer, ServerId(0), "nor does the term it made up");
 }

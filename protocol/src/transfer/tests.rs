@@ -1,8 +1,5 @@
 use super::*;
 use crate::limits::PIECE_BYTES;
-use crate::reader::{Base, Mark, Start, WriterStart};
-use crate::snapshot::{Content, Kind};
-use shared_registers::ids::{Batch, OrderNumber, Seq, Term};
 
 const CLUSTER: ClusterId = ClusterId([4; 32]);
 const SILENCE: Micros = Micros(1000);
@@ -10,25 +7,7 @@ const N: usize = 5;
 
 /// A snapshot whose application has these chunks: each a byte and how often it stands there.
 fn snapshot(batch: u64, chunks: &[(u8, usize)]) -> Snapshot {
-    let mark = Mark { seq: Seq(batch), chain: Digest([1; 32]), history: batch };
-    let below = (Batch(batch - 1), mark);
-    let writer = WriterStart { read: Seq(batch), change: None, vote: None };
-    let start = Start {
-        term: Term(0),
-        opening: Seq(0),
-        base: Base { batch: Batch(0), parent: None, chain: Digest([1; 32]) },
-        batch: (Batch(batch), mark),
-        floor: below,
-        kept: Vec::new(),
-        next_dead: false,
-        writers: vec![writer; N],
-    };
-    let part = |(byte, len): &(u8, usize)| {
-        Arc::new(Part::new(Kind::Application, vec![*byte; *len].into(), Vec::new()))
-    };
-    let parts = chunks.iter().map(part).collect();
-    let (delivered, first) = (OrderNumber(0), OrderNumber(1));
-    Snapshot::new(&start, &Content { delivered, time: Micros(0), skipped: 0, first, parts })
+    Snapshot::of_chunks(N, batch, chunks.iter().map(|(byte, len)| vec![*byte; *len]))
 }
 
 fn chunks(count: u8) -> Vec<(u8, usize)> {

@@ -154,7 +154,8 @@ impl Registers {
         if let Some(other) = most {
             let held = holds(&other);
             return Err(format!(
-                "R6: host {host} goes on behind record {end} of its stream, and host {other} holds                  {held}"
+                "R6: host {host} goes on behind record {end} of its stream, and host {other} holds \
+                 {held}"
             ));
         }
         self.streams[stream].truncate(end as usize);

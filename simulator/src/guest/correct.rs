@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use protocol::catch_up;
 use protocol::messages::{ToClient, ToGuest, ToServer};
 use protocol::replica::{self, Input, Lookup, Output, Replica};
 use protocol::transfer;
@@ -28,36 +29,14 @@ const TURNS: usize = 10_000;
 /// Frames that wait because the write file is full: the replica has no more in flight.
 pub const FRAMES_QUEUED: usize = 128;
 
-/// How far a guest is (P6).
-enum Core {
-    /// It has a replica, which acts once it has read all that was exposed.
-    Replica { replica: Box<Replica>, at_work: bool },
-    /// Records that it needs are reclaimed, and it has no replica until it has a snapshot.
-    CatchingUp(Box<CatchUp>),
-}
+/// How far this guest is.
+type Core = catch_up::Core<CatchUp>;
 
-impl Core {
-    fn reading(mut replica: Replica, stores: bool) -> Core {
-        if stores {
-            replica.claim_after_store();
-        }
-        Core::Replica { replica: Box::new(replica), at_work: false }
+fn reading(mut replica: Replica, stores: bool) -> Core {
+    if stores {
+        replica.claim_after_store();
     }
-
-    fn replica(&self) -> Option<&Replica> {
-        match self {
-            Core::Replica { replica, .. } => Some(replica),
-            Core::CatchingUp(_) => None,
-        }
-    }
-
-    /// The replica, if it may act.
-    fn at_work(&mut self) -> Option<&mut Replica> {
-        match self {
-            Core::Replica { replica, at_work: true } => Some(replica),
-            Core::Replica { .. } | Core::CatchingUp(_) => None,
-        }
-    }
+    Core::reading(replica)
 }
 
 /// A correct guest process.
@@ -106,7 +85,7 @@ impl Correct {
             clients: config.replica.clients as usize,
             config: config.replica.clone(),
             registers,
-            core: Core::reading(replica, config.store.is_some()),
+            core: reading(replica, config.store.is_some()),
             drained: reads_only,
             store: config.store.clone().map(|(disk, takes)| Store::new(disk, takes)),
             reads_only,
@@ -157,10 +136,7 @@ impl Correct {
 
     /// When a [`GuestInput::Timer`] must come.
     pub fn next_deadline(&self) -> Option<Micros> {
-        let core = match &self.core {
-            Core::Replica { replica, at_work } => replica.next_deadline().filter(|_| *at_work),
-            Core::CatchingUp(catch_up) => catch_up.next_deadline(),
-        };
+        let core = self.core.next_deadline(CatchUp::next_deadline);
         let stored = self.store.as_ref().and_then(Store::next_deadline);
         [core, stored, Some(self.hints_at)].into_iter().flatten().min()
     }
@@ -322,7 +298,7 @@ impl Correct {
             settled: Some(checkpoint.cut.clone()),
         };
         out.push(GuestOutput::Note(Event::Restored { server, checkpoint, order, chain }));
-        self.core = Core::reading(replica, self.store.is_some());
+        self.core = reading(replica, self.store.is_some());
         true
     }
 

@@ -1,31 +1,10 @@
-use std::sync::Arc;
-
-use protocol::reader::{Base, Mark, Start, WriterStart};
-use protocol::snapshot::{Content, Kind, Part};
-use shared_registers::ids::{Micros, OrderNumber, Seq};
-
 use super::*;
 
 const N: usize = 3;
 
 /// A snapshot at a batch, with an application that has these chunks.
 fn snapshot(batch: u64, chunks: &[u8]) -> Snapshot {
-    let mark = Mark { seq: Seq(batch), chain: Digest([1; 32]), history: batch };
-    let start = Start {
-        term: Term(0),
-        opening: Seq(0),
-        base: Base { batch: Batch(0), parent: None, chain: Digest([1; 32]) },
-        batch: (Batch(batch), mark),
-        floor: (Batch(batch - 1), mark),
-        kept: Vec::new(),
-        next_dead: false,
-        writers: vec![WriterStart { read: Seq(batch), change: None, vote: None }; N],
-    };
-    let part =
-        |byte: &u8| Arc::new(Part::new(Kind::Application, vec![*byte; 1000].into(), Vec::new()));
-    let parts = chunks.iter().map(part).collect();
-    let (delivered, first) = (OrderNumber(0), OrderNumber(1));
-    Snapshot::new(&start, &Content { delivered, time: Micros(0), skipped: 0, first, parts })
+    Snapshot::of_chunks(N, batch, chunks.iter().map(|byte| vec![*byte; 1000]))
 }
 
 fn names(path: &Path, kind: &str) -> Vec<String> {

@@ -4,14 +4,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,11 @@ pub(crate) const N: usize = 3;
 pub(crate) const CLIENTS: u32 = 4;
 /// Nothing here takes longer, unless it never comes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Longer than anybody waits here. Clients send an order to one server alone: should that one
+/// suspect the sequencer, or itself, on a machine that is busy, nobody else would know of the order
+/// and change with it, as they do when clients turn to everyone (P3).
+const CHANGE_MS: u64 = 60_000;
 
 /// The key between a client (or the operator) and guest `server`.
 pub(crate) fn reply_key(who: u32, server: u16) -> [u8; 32] {
@@ -82,6 +87,14 @@ pub(crate) const CHILD_ID: &str = "DIFATO_TEST_GUEST_ID";
 /// What ends a guest when it is dropped, and how it ended.
 type Running = (UnixStream, JoinHandle<Result<(), GuestError>>);
 
+/// A loopback address that nobody else uses: on a common one any connection's own end may take the
+/// port of a guest that is stopped for a while.
+fn own_address() -> Ipv4Addr {
+    static CLUSTERS: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 128 | high, low, CLUSTERS.fetch_add(1, Ordering::Relaxed))
+}
+
 pub(crate) struct Cluster {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) description: Description,
@@ -95,9 +108,11 @@ impl Cluster {
     /// A cluster's folder, and nobody at work in it yet.
     pub(crate) fn idle(shape: Shape) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
-        let ports: Vec<_> = (0..N).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let address = own_address();
+        let ports: Vec<_> = (0..N).map(|_| TcpListener::bind((address, 0)).unwrap()).collect();
         let mut text = format!(
             "cluster_id = \"{}\"\nf = 1\nclients = {CLIENTS}\napplication = \"{}\"\n\
+             [timing]\nchange_ms = {CHANGE_MS}\nchange_cap_ms = {CHANGE_MS}\n\
              [limits]\nring_bytes = {}\nwrite_ring_bytes = 8388608\nmax_payload_bytes = {}\n",
             hexadecimal([9; 32]),
             shape.application,
