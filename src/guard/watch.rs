@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::ids::{ServerId, Term};
-use shared_registers::layout::{Geometry, floor_from_word, floor_word};
+use shared_registers::layout::{Geometry, floor_from_word, floor_word, is_retired};
 use shared_registers::record::{Body, Reason};
 use shared_registers::words::{MappedReadOnly, VecWords, Words};
 
@@ -182,7 +182,7 @@ impl Watch {
     fn is_retired(&self, server: ServerId) -> bool {
         self.open.as_ref().is_some_and(|open| {
             let floor = open.header.load(floor_word(server), Ordering::Acquire);
-            floor_from_word(floor).unwrap_or(0) % 2 == 1
+            floor_from_word(floor).is_some_and(is_retired)
         })
     }
 }

@@ -34,11 +34,13 @@ fn guest(dir: &Path, id: u16) -> Command {
         arguments(&mut command);
         return command;
     }
-    let script = "mkdir -p \"$0\" && mount -t tmpfs -o size=24m none \"$0\" && \
-                  { cat /dev/zero > \"$0/filling\"; exec \"$@\"; }";
+    let script = format!(
+        "mkdir -p \"$0\" && mount -t tmpfs -o size=24m none \"$0\" && \
+         {{ cat /dev/zero > \"$0/{FILLING}\"; exec \"$@\"; }}"
+    );
     let snapshots = Paths::new(dir).snapshots(ServerId(id));
     let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--mount", "sh", "-c", script]).arg(snapshots).arg(DIFATO);
+    command.args(["--map-root-user", "--mount", "sh", "-c", &script]).arg(snapshots).arg(DIFATO);
     arguments(&mut command);
     command
 }
