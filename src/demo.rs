@@ -103,8 +103,8 @@ async fn demo(args: &DemoArgs, dir: &Path) -> Result<()> {
     compare_listeners(dir, last).await?;
     let deaths = supervisor.deaths();
     ensure!(deaths.is_empty(), "{}", join(deaths.iter()));
-    let unclean = supervisor.stop();
-    ensure!(unclean.is_empty(), "{}", unclean.join("; "));
+    // Not told to stop but killed: the files that they would sync first are about to be removed.
+    drop(supervisor);
     Ok(())
 }
 

@@ -24,8 +24,9 @@ use shared_registers::ids::ServerId;
 
 use crate::exit::bad_input;
 
-/// A process has so long to stop before it is killed.
-const STOP_MS: u64 = 5_000;
+/// A process has so long to stop before it is killed: a host agent syncs its files first, and all its
+/// rings may have to be written to a disk that is busy.
+const STOP_MS: u64 = 60_000;
 /// How much of a log is looked at for its last line, in bytes.
 const LOG_TAIL_BYTES: u64 = 8 << 10;
 

@@ -22,7 +22,7 @@ use shared_registers::cluster::{Durability, Paths};
 use shared_registers::crypto::Digest;
 use shared_registers::host_side::HostRegisters;
 use shared_registers::ids::ServerId;
-use shared_registers::layout::{Geometry, HEADER_BYTES, LayoutError, read};
+use shared_registers::layout::{Geometry, HEADER_BYTES, LayoutError, SET, read};
 use shared_registers::words::{MappedReadOnly, MappedReadWrite};
 
 use crate::agent::AgentError;
@@ -48,7 +48,7 @@ pub(crate) fn lock(paths: &Paths, server: ServerId) -> Result<Lock, AgentError> 
 /// A clean stop: whatever happens to the machine from now on, the file on disk is whole.
 pub(crate) fn close(registers: &MappedRegisters, read: &File) -> io::Result<()> {
     read.sync_all()?;
-    registers.set_header(read::CLEAN, 1);
+    registers.set_header(read::CLEAN, SET);
     read.sync_all()
 }
 
@@ -87,7 +87,12 @@ pub(crate) fn open(
         Ok(opened) => opened,
         Err(wrong) => recover(&read, geometry, write()?, boot, wrong)?,
     };
+    // After what is in the file, and before anything new is shown: the next start on another boot goes
+    // by this mark, and by the file's name.
     opened.registers = opened.registers.durable(durable);
+    opened.read.sync_all().map_err(AgentError::file(&read))?;
+    let folder = paths.registers(geometry.server);
+    File::open(&folder).and_then(|folder| folder.sync_all()).map_err(AgentError::file(&folder))?;
     // Synced pages stay so: else the first sync to come would write whole rings.
     let new = !durable && opened.registers.appended(geometry.server).0 == 0;
     opened.registers.populate(new);

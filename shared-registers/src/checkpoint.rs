@@ -45,9 +45,6 @@ impl Claims {
             return None;
         }
         let held = &mut self.held[stamp.writer.index()];
-        if held.contains(claim) {
-            return None;
-        }
         if held.len() == CLAIMS_HELD {
             held.pop_front();
         }

@@ -10,7 +10,7 @@ use crate::canary::{Canary, broken};
 use crate::ids::{Micros, Seq, ServerId};
 use crate::layout::{
     DropReason, FRAME_HEADER_BYTES, FRAME_MAGIC, Geometry, HEADER_BYTES, LayoutError, LinkState,
-    floor_from_word, floor_to_word, floor_word, hint_word, read, write,
+    SET, floor_from_word, floor_to_word, floor_word, hint_word, read, write,
 };
 use crate::limits::MAX_ORDERS_PER_BATCH;
 use crate::words::{Doorbell, Words, WordsMut, padded};
@@ -163,7 +163,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         geometry.check_read(&read)?;
         geometry.check_write(&write)?;
         let mut this = Self::empty(geometry, read, write);
-        this.durable = this.header(read::DURABLE) == 1;
+        this.durable = this.header(read::DURABLE) == SET;
         this.consumed = this.read.load(read::CONSUMED, Ordering::Relaxed) & !7;
         // The guest goes by this word too.
         this.read.store(read::CONSUMED, this.consumed, Ordering::Relaxed);
@@ -190,7 +190,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         if geometry.check_read(&read).is_err() {
             // No file of this name looks whole before it says that it is not.
             read.clear(0, (HEADER_BYTES / 8) as usize);
-            read.store(read::RECOVERING, 1, Ordering::Relaxed);
+            read.store(read::RECOVERING, SET, Ordering::Relaxed);
             geometry.format_read(&read);
         }
         geometry.check_read(&read)?;
@@ -198,9 +198,9 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         let mut this = Self::empty(geometry, read, write);
         // Before anything else changes: so a kill is followed by another recovery, and the guest is
         // warned.
-        this.durable = this.header(read::DURABLE) == 1;
+        this.durable = this.header(read::DURABLE) == SET;
         this.read.store(read::CLEAN, 0, Ordering::Relaxed);
-        this.read.store(read::RECOVERING, 1, Ordering::Relaxed);
+        this.read.store(read::RECOVERING, SET, Ordering::Relaxed);
         let others = ((1 << geometry.n) - 1) ^ (1 << geometry.server.0);
         this.set_waits(others);
         this.read.fence();
@@ -275,7 +275,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
     /// R6: from now on with durability `disk`, or not: then a record counts when it is synced. What
     /// is in the file is synced already.
     pub fn durable(self, durable: bool) -> Self {
-        self.set_header(read::DURABLE, u64::from(durable));
+        self.set_header(read::DURABLE, if durable { SET } else { 0 });
         HostRegisters { durable, ..self }
     }
 
@@ -401,7 +401,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
     /// R6: whether its last records may be lost: the file is of another `boot` than this one, and
     /// was in use when the machine went down, in whose memory they were.
     pub fn may_lack_records(&self, boot: u64) -> bool {
-        let kept = self.header(read::DURABLE) == 1 || self.header(read::CLEAN) == 1;
+        let kept = self.header(read::DURABLE) == SET || self.header(read::CLEAN) == SET;
         self.header(read::BOOT) != boot && !kept && !broken(Canary::R6OtherBoot)
     }
 
@@ -497,6 +497,38 @@ mod tests {
         let vanished = [(1, read::COPIED_SEQ, 0), (1, read::EXPOSED_SEQ, 0)];
         let missing = ReopenError::Missing { writer: ServerId(1), seq: 1 };
         assert_eq!(reopened(&vanished), Err(missing));
+    }
+
+    /// R6: else one flipped bit would let a host go on where a power failure left it.
+    #[test]
+    fn no_flipped_bit_sets_a_mark_or_ends_a_recovery() {
+        let limits =
+            RegisterLimits { max_payload_bytes: 64, ring_bytes: 1 << 9, write_ring_bytes: 1 << 9 };
+        let geometry = Geometry { n: 3, server: ServerId(0), cluster: ClusterId([1; 32]), limits };
+        let words = |bytes: u64| Arc::new(VecWords::new((bytes / 8) as usize));
+        let read = words(geometry.read_file_bytes());
+        let write = words(geometry.write_file_bytes());
+        let host = HostRegisters::create(geometry, read.clone(), write.clone()).unwrap();
+        host.set_header(read::BOOT, 7);
+        let flip = |word: usize, bit: u32| {
+            read.store(word, read.load(word, Ordering::Relaxed) ^ 1 << bit, Ordering::Relaxed);
+        };
+        for (word, bit) in
+            [read::CLEAN, read::DURABLE].map(|w| (0..64).map(move |b| (w, b))).into_iter().flatten()
+        {
+            flip(word, bit);
+            assert!(host.may_lack_records(8), "bit {bit} of word {word}");
+            flip(word, bit);
+        }
+        host.set_header(read::CLEAN, SET);
+        assert!(!host.may_lack_records(8));
+        drop(host);
+        let host = HostRegisters::recover(geometry, read.clone(), write).unwrap();
+        for bit in 0..64 {
+            flip(read::RECOVERING, bit);
+            assert!(host.recovering(), "bit {bit}");
+            flip(read::RECOVERING, bit);
+        }
     }
 
     #[test]

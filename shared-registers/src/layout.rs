@@ -19,7 +19,7 @@ pub const READ_MAGIC: u64 = u64::from_le_bytes(*b"DifATo_R");
 /// `DifATo_W`: the first word of a write file.
 pub const WRITE_MAGIC: u64 = u64::from_le_bytes(*b"DifATo_W");
 /// Version of both layouts and of the record format.
-pub const VERSION: u64 = 5;
+pub const VERSION: u64 = 6;
 
 /// Words of the read file's header.
 pub mod read {
@@ -38,13 +38,13 @@ pub mod read {
     /// Which incarnation of the host writes (R6). For the guest: what it read under another one it
     /// reads again.
     pub const INCARNATION: usize = 9;
-    /// 1 after a clean shutdown.
+    /// [`super::SET`] after a clean shutdown.
     pub const CLEAN: usize = 10;
-    /// 1 while the host recovers its stream (R6): it takes no frame, and streams may grow shorter.
+    /// Not 0 while the host recovers its stream (R6): it takes no frame, and streams may grow shorter.
     pub const RECOVERING: usize = 11;
     /// One bit per host that it waits for then.
     pub const WAITS: usize = 12;
-    /// 1 if records count only once they are synced (R6, durability `disk`).
+    /// [`super::SET`] if records count only once they are synced (R6, durability `disk`).
     pub const DURABLE: usize = 13;
     /// The host's bell word.
     pub const HOST_NAP: usize = 16;
@@ -330,6 +330,9 @@ fn size<W: Words>(words: &W, expected: u64) -> Result<(), LayoutError> {
     let actual = words.len() as u64 * 8;
     if actual == expected { Ok(()) } else { Err(LayoutError::Size { actual, expected }) }
 }
+
+/// A flag of the header that is set. No flipped bit sets one (R6).
+pub const SET: u64 = u64::MAX;
 
 /// The word of a stream's state.
 pub fn stream_word(writer: ServerId, which: usize) -> usize {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use shared_registers::ids::ServerId;
-use shared_registers::layout::{read, stream_word};
+use shared_registers::layout::{SET, read, stream_word};
 
 use crate::rejoin::assert_needed;
 use crate::support::clients::Caller;
@@ -137,7 +137,7 @@ fn after_a_clean_stop_a_machine_that_was_started_again_asks_nobody() {
     cluster.stop(Role::Host, 1);
     cluster.kill(Role::Host, 2);
     let file = OpenOptions::new().read(true).write(true).open(read_file(&cluster, 1)).unwrap();
-    assert_eq!(word(&file, read::CLEAN), 1);
+    assert_eq!(word(&file, read::CLEAN), SET);
     file.write_all_at(&[0x55; 8], 8 * read::BOOT as u64).unwrap();
     cluster.start(Role::Host, 1);
     let orders = caller.invoke_all("after", 20);

@@ -19,7 +19,7 @@ use shared_registers::cluster::{Cluster, Paths};
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::host_side::Counter;
 use shared_registers::ids::{Seq, ServerId};
-use shared_registers::layout::{LinkState, read};
+use shared_registers::layout::{LinkState, SET, read};
 use shared_registers::words::{MappedReadOnly, MappedReadWrite};
 
 use crate::world::accept;
@@ -255,7 +255,7 @@ fn what_one_guest_writes_all_guests_read_through_kills_and_restarts() {
 
     // A clean stop, and a start after it.
     assert_eq!(agents[2].take().unwrap().stop(Signal::SIGTERM), Some(0));
-    assert_eq!(folder.word(2, read::CLEAN), 1);
+    assert_eq!(folder.word(2, read::CLEAN), SET);
     assert!(!folder.paths.bell(ServerId(2)).exists());
     agents[2] = Some(folder.start(2));
     guests[2] = Guest::attach(&folder, 2);

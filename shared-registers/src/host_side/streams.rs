@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering;
 use super::{HostRegisters, ReopenError, StreamFull};
 use crate::canary::{Canary, broken};
 use crate::ids::{Seq, ServerId, Term};
-use crate::layout::{hint_word, read, stream_word};
+use crate::layout::{SET, hint_word, read, stream_word};
 use crate::limits::{MAX_PLACE, MAX_RECORDS, RECLAIM_AHEAD};
 use crate::record::{self, Body, Checkpoint, Record, Stamp};
 use crate::words::{Words, WordsMut, padded};
@@ -308,7 +308,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
     fn must_sync(&self) {
         if let Err(error) = self.read.sync() {
             // What is in memory is not what the disk has, and no later sync would say so.
-            self.read.store(read::RECOVERING, 1, Ordering::Release);
+            self.read.store(read::RECOVERING, SET, Ordering::Release);
             panic!(
                 "the read file cannot be synced to its disk ({error}), so nothing counts from here \
                  on; mend the disk, remove the folder that the file is in and start the host agent \
