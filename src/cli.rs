@@ -176,11 +176,14 @@ pub(crate) struct GuardArgs {
 
 const TURNS: &str = "\
 The servers take turns by the time of day, each a part of PERIOD: so their clocks must not differ by
-half of that, and PERIOD must be the same for all. A guest is replaced in its turn if all others but
-f-1 (and those that are retired) have written since the turn before was half over: in a cluster that
-orders nothing nobody writes, so nobody is replaced, whatever PERIOD says. One request each half turn
-(PERIOD / 4f+2), of any client, is enough: see docs/operations.md. A guest that was the sequencer and proposed what it must not is replaced at
-once, when f+1 servers say so; one that ends by itself is started again.";
+half of that, and PERIOD must be the same for all. A guest is replaced in the first half of its turn,
+once all others but f-1 (and those that are retired) are seen at work: each has written since the turn
+before was half over, was not silent for 10 s while f+1 others wrote, and its host is connected. In a
+cluster that orders nothing nobody writes, so nobody is replaced, whatever PERIOD says. One request
+each half turn (PERIOD / 4f+2), of any client, is enough; that a guest alone is gone, and not its host,
+shows only at the next request: see docs/operations.md. A guest that was the sequencer and proposed
+what it must not is replaced at once, when f+1 servers say so; one that ends by itself is started
+again.";
 
 /// `difato guarded`.
 #[derive(Args)]

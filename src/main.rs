@@ -11,8 +11,9 @@
 //! | [`demo`] | `demo` |
 //!
 //! Shared by them: [`cli`] (arguments), [`exit`] (which error makes which exit code), [`output`]
-//! (lines on stdout), [`escape`] (payloads as text), [`session`] (a cluster as a client sees it)
-//! and [`supervisor`] (the processes of a cluster as children).
+//! (lines on stdout), [`escape`] (payloads as text), [`regular`] (files that another user owns),
+//! [`session`] (a cluster as a client sees it) and [`supervisor`] (the processes of a cluster as
+//! children).
 
 #![forbid(unsafe_code)]
 
@@ -25,6 +26,7 @@ mod guard;
 mod init;
 mod listen;
 mod output;
+mod regular;
 mod retire;
 mod role;
 mod send;

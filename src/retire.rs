@@ -6,10 +6,13 @@
 //! listens to. So an entry says nothing of a server that came back after it.
 
 use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::{Uid, User};
 use shared_registers::cluster::{Cluster, Paths, Retired, RetiredServer};
 use shared_registers::ids::ServerId;
 use shared_registers::layout::{self, floor_from_word, floor_word};
@@ -18,6 +21,7 @@ use shared_registers::words::{MappedReadOnly, Words};
 use crate::cli::RetireArgs;
 use crate::exit::bad_input;
 use crate::output;
+use crate::regular::open_regular;
 
 /// Runs `difato retire`.
 pub(crate) fn run(args: &RetireArgs) -> Result<()> {
@@ -74,7 +78,7 @@ fn floors(paths: &Paths, cluster: &Cluster, list: &Retired) -> Vec<u32> {
     }
     for host in ServerId::all(cluster.n()) {
         // The hosts that are not on this machine have no file here.
-        let Ok(file) = File::open(paths.read_file(host)) else { continue };
+        let Ok(file) = open_regular(&paths.read_file(host)) else { continue };
         let Ok(words) = MappedReadOnly::map(&file) else { continue };
         if cluster.geometry(host).check_read(&words).is_err() {
             continue;
@@ -87,15 +91,101 @@ fn floors(paths: &Paths, cluster: &Cluster, list: &Retired) -> Vec<u32> {
     floors
 }
 
-/// Replaces `retired.toml` whole, readable by this user alone.
+/// Replaces `retired.toml` whole, readable by the folder's owner alone: that is who the host agents
+/// that read it run as.
 fn write(paths: &Paths, list: &Retired) -> Result<()> {
     let text = toml::to_string(list).context("cannot write retired.toml")?;
     let text = format!("# Written by `difato retire`.\n{text}");
-    let file = tempfile::Builder::new().prefix(".retired-").tempfile_in(paths.dir());
     let cannot = || format!("cannot write {}", paths.retired().display());
-    let file = file.with_context(cannot)?;
-    std::fs::write(file.path(), text).with_context(cannot)?;
-    file.as_file().sync_all().with_context(cannot)?;
+    let owner = std::fs::metadata(paths.dir()).with_context(cannot)?;
+    let file = tempfile::Builder::new().prefix(".retired-").tempfile_in(paths.dir());
+    let owned = file.and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        // Who is the owner need not be of the folder's group, and nothing is for the group.
+        if file.as_file().metadata()?.uid() != owner.uid() {
+            fchown(file.as_file(), Some(owner.uid()), Some(owner.gid()))?;
+        }
+        file.as_file().sync_all()?;
+        Ok(file)
+    });
+    let file = owned.map_err(|error| match error.kind() {
+        ErrorKind::PermissionDenied => bad_input(format!(
+            "{} is for host agents to read, which run as {}: run `difato retire` as that user or as \
+             root",
+            paths.retired().display(),
+            name(owner.uid())
+        )),
+        _ => anyhow::Error::new(error).context(cannot()),
+    })?;
     file.persist(paths.retired()).with_context(cannot)?;
     Ok(())
+}
+
+/// How a user is called; one without a name has a number.
+fn name(uid: u32) -> String {
+    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    user.map_or_else(|| format!("user {uid}"), |user| user.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, chown};
+    use std::thread;
+
+    use nix::unistd::{geteuid, setfsuid};
+
+    use super::*;
+    use crate::exit::BadInput;
+
+    /// Users that own nothing and need not exist.
+    const OWNER: (u32, u32) = (54_321, 54_322);
+    const STRANGER: u32 = 54_323;
+
+    fn list() -> Retired {
+        Retired { retired: vec![RetiredServer { id: 1, below: 1 }] }
+    }
+
+    #[test]
+    fn it_belongs_to_the_folders_owner_alone_whoever_writes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        // Another user's needs root to make it.
+        if geteuid().is_root() {
+            chown(folder.path(), Some(OWNER.0), Some(OWNER.1)).unwrap();
+        }
+        let owner = fs::metadata(folder.path()).unwrap();
+        let paths = Paths::new(folder.path());
+        for _ in 0..2 {
+            write(&paths, &list()).unwrap();
+            let data = fs::metadata(paths.retired()).unwrap();
+            let is = (data.uid(), data.gid(), data.mode() & 0o777);
+            assert_eq!(is, (owner.uid(), owner.gid(), 0o600));
+        }
+        assert_eq!(Retired::load(&paths).unwrap().retired[0].id, 1);
+    }
+
+    #[test]
+    fn who_cannot_give_it_to_the_folders_owner_is_told_so_and_changes_nothing() {
+        if !geteuid().is_root() {
+            eprintln!("not run: to be another user takes root");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        chown(folder.path(), Some(OWNER.0), Some(OWNER.1)).unwrap();
+        let paths = Paths::new(folder.path());
+        // Whether or not others may write to the folder.
+        for mode in [0o755, 0o777] {
+            fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+            let paths = paths.clone();
+            // Of this thread alone, with all that root may do to files.
+            let refused = thread::spawn(move || {
+                setfsuid(Uid::from_raw(STRANGER));
+                write(&paths, &list()).unwrap_err()
+            });
+            let refused = refused.join().unwrap();
+            assert!(refused.is::<BadInput>(), "{refused:?}");
+            assert!(refused.to_string().contains("as user 54321: run"), "{refused}");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
+    }
 }

@@ -25,6 +25,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 use shared_registers::cluster::{Cluster, Paths};
 use shared_registers::ids::ServerId;
+use shared_registers::words::explain_bus_errors;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -52,6 +53,7 @@ pub(crate) fn run(args: &GuardArgs) -> Result<()> {
     if let Some(parent) = args.supervised_by {
         role::end_with(parent)?;
     }
+    explain_bus_errors().context("cannot handle SIGBUS")?;
     let paths = Paths::new(&args.dir);
     let cluster = Cluster::load(&paths)?;
     let (me, _) = cluster.server(args.id)?;
@@ -133,7 +135,7 @@ impl Guard<'_> {
 
     /// One server at a time: in its turn, and only if enough others are seen to be at work. Whoever is
     /// silent is not: else an idle cluster might lose all that its guests have in memory, one after the
-    /// other.
+    /// other. Who is not seen yet may be seen later in the turn's first half.
     fn take_turn(&mut self) -> Result<()> {
         let Some(turns) = &mut self.turns else { return Ok(()) };
         let since = Instant::now().checked_sub(turns.since_all_are_back(wall()));
@@ -144,7 +146,10 @@ impl Guard<'_> {
             return self.replace("it is its turn");
         }
         if turns.missed(wall()) {
-            tracing::warn!("guest {} was not replaced in its turn: {away} wrote nothing", self.me);
+            tracing::warn!(
+                "guest {} was not replaced in its turn: {away} not seen at work",
+                self.me
+            );
         }
         Ok(())
     }

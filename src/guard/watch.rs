@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,14 +10,19 @@ use std::time::{Duration, Instant};
 
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::ids::{ServerId, Term};
-use shared_registers::layout::{Geometry, floor_from_word, floor_word, is_retired};
+use shared_registers::layout::{Geometry, LinkState, floor_from_word, floor_word, is_retired};
 use shared_registers::record::{Body, Reason};
 use shared_registers::words::{MappedReadOnly, VecWords, Words};
+
+use crate::regular::open_regular;
 
 /// Terms of which votes to convict are kept: the newest.
 const TERMS_HELD: usize = 16;
 /// How often it is looked whether there is a file, and the same one.
 const SAME_FILE: Duration = Duration::from_millis(200);
+/// Whoever was silent for so long when `f + 1` others wrote is not at work: those that are write within
+/// moments of each other. One that is merely slow is waited for, no more.
+const LEFT_BEHIND: Duration = Duration::from_secs(10);
 
 /// Who convicts a sequencer, by term. Each CHANGE for `Dead` says that the term's sequencer proposed
 /// what it must not; `f + 1` of them are one correct server's at least.
@@ -44,7 +48,7 @@ impl Convictions {
     }
 }
 
-/// Whose guests were not seen to write.
+/// Whose guests are not seen at work.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Away(Vec<ServerId>);
 
@@ -116,7 +120,7 @@ impl Watch {
     /// Maps the file, if the host agent has made it. It is read from its start: of a term that is
     /// known nobody is convicted again.
     fn open(&self) -> Option<Open> {
-        let file = File::open(&self.path).ok()?;
+        let file = open_regular(&self.path).ok()?;
         let inode = file.metadata().ok()?.ino();
         let read = Arc::new(MappedReadOnly::map(&file).ok()?);
         self.geometry.check_read(&read).ok()?;
@@ -168,15 +172,31 @@ impl Watch {
         self.wrote[server.index()]
     }
 
-    /// Which other servers' guests were not seen to write since a moment. One that is retired (R6) is
-    /// none that others wait for.
+    /// Which other servers' guests are not seen at work: those that did not write since a moment, that
+    /// others left behind, or whose host is not connected. One that is retired (R6) is none that others
+    /// wait for.
     pub(crate) fn away(&self, since: Option<Instant>) -> Away {
+        let at_work = |server: ServerId| {
+            let wrote = self.wrote(server).filter(|at| since.is_some_and(|since| *at >= since));
+            wrote.is_some_and(|at| !self.left_behind(at)) && !self.is_cut_off(server)
+        };
         let away = |server: &ServerId| {
-            let wrote =
-                self.wrote(*server).is_some_and(|at| since.is_some_and(|since| at >= since));
-            *server != self.geometry.server && !wrote && !self.is_retired(*server)
+            *server != self.geometry.server && !at_work(*server) && !self.is_retired(*server)
         };
         Away(ServerId::all(self.geometry.n).filter(away).collect())
+    }
+
+    /// Whether `f + 1` wrote long after `at`, when a guest wrote last: so many order without it, and
+    /// `f` compromised ones, of which the guarded one may be one, cannot make it look so.
+    fn left_behind(&self, at: Instant) -> bool {
+        let later = |other: &&Instant| **other > at + LEFT_BEHIND;
+        self.wrote.iter().flatten().filter(later).count() > self.f
+    }
+
+    /// Whether the own host says that it is not connected to another (R8).
+    fn is_cut_off(&self, server: ServerId) -> bool {
+        let hint = self.open.as_ref().and_then(|open| open.registers.hints().nth(server.index()));
+        hint.is_some_and(|hint| hint.state != LinkState::Up)
     }
 
     fn is_retired(&self, server: ServerId) -> bool {
@@ -192,6 +212,7 @@ mod tests {
     use std::fs::OpenOptions;
     use std::path::Path;
 
+    use nix::sys::stat::Mode;
     use shared_registers::crypto::ClusterId;
     use shared_registers::host_side::HostRegisters;
     use shared_registers::ids::{Micros, Seq};
@@ -284,5 +305,56 @@ mod tests {
         assert_eq!(watch.away(Some(now + SAME_FILE)).to_string(), "guest 0, guest 2");
         watch.wrote[2] = None;
         assert_eq!(watch.away(lately), Away(vec![ServerId(2)]));
+    }
+
+    #[test]
+    fn whoever_is_silent_while_f_plus_1_others_write_is_away_long_before_its_turn_is_over() {
+        let mut watch = Watch::new(geometry(), 1, PathBuf::from("/nonexistent"));
+        let then = Instant::now();
+        let (since, later) = (Some(then), then + LEFT_BEHIND + SAME_FILE);
+        let mut away = |wrote: [Instant; 3]| {
+            watch.wrote = wrote.map(Some).to_vec();
+            watch.away(since).0
+        };
+        assert_eq!(away([then; 3]), [], "nobody writes in an idle cluster");
+        assert_eq!(away([then, later, later]), [ServerId(0)]);
+        assert_eq!(away([later, later, then]), [ServerId(2)]);
+        assert_eq!(away([then, later, then]), [], "the guarded one has no say alone, ...");
+        assert_eq!(away([then, then, later]), [], "... nor has any other");
+        assert_eq!(away([then, then + LEFT_BEHIND, later]), [], "it is slow");
+        assert_eq!(away([later; 3]), [], "it is back");
+    }
+
+    #[test]
+    fn whoevers_host_is_not_connected_is_away_also_in_an_idle_cluster() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("read");
+        let mut host = None;
+        leaves(&mut host, &path, ServerId(0));
+        let host = host.unwrap();
+        let mut watch = Watch::new(geometry(), 1, path);
+        let now = Instant::now();
+        watch.wrote = vec![Some(now); 3];
+        let mut away = |state: LinkState| {
+            host.hint(ServerId(0), state, Micros(0));
+            host.hint(ServerId(2), LinkState::Up, Micros(0));
+            watch.look(now);
+            watch.away(Some(now)).0
+        };
+        assert_eq!(away(LinkState::Never), [ServerId(0)]);
+        assert_eq!(away(LinkState::Up), []);
+        assert_eq!(away(LinkState::Lost), [ServerId(0)]);
+    }
+
+    #[test]
+    fn what_is_no_file_keeps_nobody_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("read");
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let (say, hear) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = say.send(Watch::new(geometry(), 1, path).open.is_none());
+        });
+        assert!(hear.recv_timeout(Duration::from_secs(20)).expect("it did not wait"));
     }
 }

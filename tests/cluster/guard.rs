@@ -1,15 +1,15 @@
 //! `difato guard`: guests that are replaced by clean ones, in turns and when convicted, while service
 //! goes on.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
-use shared_registers::ids::Term;
+use shared_registers::ids::{ServerId, Term};
 use shared_registers::record::{Body, Change, Reason};
 
 use crate::attacker::{Attacker, Fate, HandClient, Taken, encoded};
@@ -99,6 +99,68 @@ fn guests_of_an_idle_cluster_are_not_replaced_until_there_is_one_request_each_ha
         cluster.ids().all(|id| replaced(id) > 0 && count(&cluster, id, "is back at work") > 0)
     });
     assert!(orders.iter().copied().eq(1..=orders.len() as u64), "{orders:?}");
+}
+
+/// Long enough that a guest can be away for a while and still have written lately.
+const LONG_TURN: Duration = Duration::from_secs(30);
+
+fn rejuvenated_slowly(dir: &Path, id: u16) -> Command {
+    let server = id.to_string();
+    let guest = [DIFATO, "guest-replica", "--dir", path(dir), "--id", &server];
+    guard(dir, id, &["--rejuvenate", "90s"], &guest)
+}
+
+#[test]
+fn while_others_order_without_one_guest_no_other_is_replaced_until_it_is_back() {
+    let mut cluster = Builder::new().guest(rejuvenated_slowly).start();
+    let wall = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    // The next turn, or the one after that, if the next begins too soon.
+    let silence = Duration::from_secs(13);
+    let turn = (wall() + silence + Duration::from_secs(1)).as_secs() / LONG_TURN.as_secs() + 1;
+    let begins = LONG_TURN * turn as u32;
+    let due = (turn % 3) as u16;
+    let caller = Caller::new(&cluster.folder, 0);
+    let serve_until = |what: &str, at: Duration| {
+        until(what, || {
+            caller.invoke("still here");
+            wall() >= at
+        });
+    };
+    serve_until("the turn is not far", begins - silence * 2);
+    serve_until("the turn is near", begins - silence);
+    // Not the sequencer: nobody is to wait.
+    let gone = cluster.ids().find(|id| *id != due && *id != cluster.sequencer()).unwrap();
+    cluster.kill(Role::Guest, gone);
+    serve_until("the turn has begun", begins + Duration::from_secs(2));
+    assert_eq!(count(&cluster, due, "is replaced"), 0, "{}", log(&cluster, due));
+    cluster.start(Role::Guest, gone);
+    until("all are back, and the one whose turn it is is replaced", || {
+        caller.invoke("still here");
+        count(&cluster, due, "is replaced by a clean one: it is its turn") == 1
+    });
+    assert!(wall() < begins + LONG_TURN / 2, "in this turn");
+    until("it is back", || {
+        caller.invoke("still here");
+        count(&cluster, due, "is back at work") == 2
+    });
+    cluster.assert_all_run();
+}
+
+#[test]
+fn a_guard_whose_read_file_is_cut_short_under_it_says_so() {
+    let mut cluster = Builder::new().start();
+    let mut guard = difato(["guard", "--dir", path(&cluster.folder.dir), "--id", "1"])
+        .args(["--", "sleep", "1000"])
+        .spawn();
+    until("it guards", || !children_of(guard.pid()).is_empty());
+    assert!(!guard.has_ended());
+    cluster.kill(Role::Guest, 1);
+    cluster.kill(Role::Host, 1);
+    let file = cluster.folder.paths().read_file(ServerId(1));
+    OpenOptions::new().write(true).open(file).unwrap().set_len(0).unwrap();
+    let said = guard.wait();
+    assert_eq!(said.code, Some(1), "{said}");
+    assert!(said.stderr.contains("has lost its room on the disk"), "{said}");
 }
 
 /// In the first life of server 0's guest there is somebody left when the guest itself is killed: so it

@@ -2,11 +2,11 @@
 //! others go on meanwhile, and then it rejoins and its guest's vote counts.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, chown};
 use std::path::PathBuf;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use shared_registers::ids::ServerId;
 use shared_registers::layout::{SET, read, stream_word};
 
@@ -194,6 +194,19 @@ fn it_waits_for_a_host_that_is_away_until_that_is_retired_or_comes_back() {
     let many = retire(&cluster, "1");
     assert_eq!(many.code, Some(2), "{many}");
     assert!(many.stderr.contains("2 servers are retired already, and f = 2"), "{many}");
+}
+
+#[test]
+fn what_root_retires_is_for_the_folders_owner_to_read() {
+    let folder = Builder::new().init();
+    if geteuid().is_root() {
+        chown(&folder.dir, Some(54_321), Some(54_322)).unwrap();
+    }
+    assert!(folder.command("retire", &["--id", "1"]).done().contains("Server 1 is retired"));
+    let (owner, list) = (fs::metadata(&folder.dir), fs::metadata(folder.paths().retired()));
+    let [owner, list] =
+        [owner, list].map(|data| data.map(|data| (data.uid(), data.gid())).unwrap());
+    assert_eq!(list, owner);
 }
 
 #[test]
