@@ -3,6 +3,8 @@
 
 # shellcheck disable=SC2034
 me=$(basename "$0")
+# Where Debian has ip, nft and depmod, which an ordinary user's path leaves out.
+PATH=$PATH:/usr/sbin:/sbin
 
 # Something failed: one sentence, exit code 1.
 die() { echo "$me: $*" >&2; exit 1; }
@@ -38,13 +40,14 @@ pack() {
         cpio --null --create --format=newc --reproducible --owner=0:0 --quiet) | gzip -n -9
 }
 
-# Builds the program $2 of the package $1 without libraries to load, the same bytes wherever it is
-# built, and prints where it is. $root is the sources' folder.
+# Builds the program $1 without libraries to load, the same bytes in whatever folder, and prints where
+# it is. $root is the sources' folder.
 build_static() {
-    local target=x86_64-unknown-linux-gnu folder=${CARGO_TARGET_DIR:-$root/target}
+    local folder=${CARGO_TARGET_DIR:-$root/target}
     command -v cargo >/dev/null || refuse "there is no cargo here: install Rust (see README.md), or build where it is"
-    export RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$root=/difato --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-    export CARGO_PROFILE_RELEASE_DEBUG=none CARGO_PROFILE_RELEASE_STRIP=symbols
-    (cd "$root" && cargo build --release --locked --quiet -p "$1" --bin "$2" --target "$target" --target-dir "$folder") >&2
-    echo "$folder/$target/release/$2"
+    # shellcheck source=static.sh
+    . "$root/vm/static.sh"
+    # All packages are named, so that what several programs share is built once.
+    (cd "$root" && cargo build --release --locked --quiet --workspace --bin "$1" --target "$static_target" --target-dir "$folder") >&2
+    echo "$folder/$static_target/release/$1"
 }

@@ -63,12 +63,20 @@ fn kvm_is_tried_once_a_boot_and_its_absence_is_said_each_time() {
         "mkdir $bin/run; mount -t tmpfs none $bin/run; mkdir -p $bin/run/dev/shm; \
          mknod -m 666 $bin/run/dev/null c 1 3; mknod $bin/run/dev/kvm c 10 232; \
          ln -s /proc/self/fd $bin/run/dev/fd; mount --rbind $bin/run/dev /dev; \
-         mount --bind $bin/run /run; start; start; \
+         mount --bind $bin/run /run; start; ls /run; mkdir /run/difato; start; start; \
          cp $bin/none $bin/qemu-system-x86_64; start; start",
     );
     let found: Vec<_> = said.lines().filter(|line| line.contains("guest 1 runs under")).collect();
-    let words = [["kvm", "(tried)"], ["kvm", "found"], ["tcg", "(tried)"], ["tcg", "found"]];
-    assert_eq!(found.len(), 4, "{said}");
+    // Where the unit has not made a folder for it, it is not kept.
+    let words = [
+        ["kvm", "(tried)"],
+        ["kvm", "(tried)"],
+        ["kvm", "found"],
+        ["tcg", "(tried)"],
+        ["tcg", "found"],
+    ];
+    assert_eq!(found.len(), words.len(), "{said}");
+    assert!(said.lines().any(|line| line == "dev"), "something was left behind: {said}");
     for (line, words) in found.iter().zip(words) {
         assert!(words.iter().all(|word| line.contains(word)), "{said}");
     }
