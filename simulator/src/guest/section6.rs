@@ -18,6 +18,8 @@ const MANY: u64 = 20;
 impl Byzantine {
     /// What this guest claims instead of `claim`; of each checkpoint once, so that it gets on.
     pub(super) fn spoil_claim(&mut self, claim: &mut Checkpoint) {
+        self.claims += 1;
+        self.claimed.clone_from(&claim.cut);
         let occasion = (claim.term.0, claim.batch.0);
         self.script.tell(claim);
         match self.once(|deed| matches!(deed, Deed::Claim(_)), occasion) {
@@ -49,22 +51,49 @@ impl Byzantine {
         {
             self.claim(told);
         }
-        let delivered = self.view.delivered_count() / MANY;
-        if self.is_armed(Deed::Claim(ClaimLie::Many))
-            && self.once(|d| *d == Deed::Claim(ClaimLie::Many), (delivered, 0)).is_some()
-        {
-            let cut: Vec<_> =
-                ServerId::all(self.n).map(|writer| self.view.read_count(writer).0).collect();
-            for batch in 0..MANY {
-                let (term, batch) = (self.segment, Batch(self.rng.random_range(0..1000) + batch));
-                let (digest, cut) = (Digest(self.rng.random()), cut.clone());
-                self.claim(Checkpoint { term, batch, digest, cut });
-            }
+        if self.is_armed(Deed::Claim(ClaimLie::Many)) {
+            self.claim_many();
         }
+    }
+
+    /// Claims many, every so many deliveries and behind each claim of a replica's, as soon as there
+    /// are enough records for that.
+    fn claim_many(&mut self) {
+        let occasion = (self.view.delivered_count() / MANY, self.claims);
+        let rising = self.rising_cuts();
+        if (rising.len() as u64) < MANY
+            || self.once(|d| *d == Deed::Claim(ClaimLie::Many), occasion).is_none()
+        {
+            return;
+        }
+        for cut in rising {
+            let (term, batch) = (self.segment, Batch(self.rng.random_range(0..1000)));
+            let digest = Digest(self.rng.random());
+            self.claim(Checkpoint { term, batch, digest, cut });
+        }
+    }
+
+    /// Cuts that count: each covers one record more than the last, all that they cover was seen, and
+    /// the first lies right behind what this guest claimed last, or what is stable. So whoever keeps
+    /// a few claims of a writer keeps none of those before.
+    fn rising_cuts(&self) -> Vec<Vec<u64>> {
+        let mut cut = vec![0; self.n];
+        let stable = self.view.reader.stable().map(|stable| &stable.cut);
+        for behind in stable.into_iter().chain([&self.claimed]) {
+            cut.iter_mut().zip(behind).for_each(|(cut, behind)| *cut = (*cut).max(*behind));
+        }
+        let rise = |_| {
+            let mut read = ServerId::all(self.n).map(|writer| self.view.read_count(writer).0);
+            let next = cut.iter_mut().find(|cut| read.next().is_some_and(|read| **cut < read))?;
+            *next += 1;
+            Some(cut.clone())
+        };
+        (0..MANY).map_while(rise).collect()
     }
 
     fn claim(&mut self, claim: Checkpoint) {
         let term: Term = self.segment;
+        self.claimed.clone_from(&claim.cut);
         self.tampered = true;
         self.say(&Body::Accept(Accept { term, vote: None, checkpoint: Some(claim) }));
     }
@@ -78,8 +107,8 @@ impl Byzantine {
     ) {
         match message {
             ToGuest::Fetch { digest, from } => {
-                let snapshot = self.replicas[0].snapshot().map(|snapshot| &**snapshot);
-                let answer = transfer::serve(snapshot, digest, from);
+                let held = self.replicas[0].piece_of(&digest, from);
+                let answer = transfer::answer(digest, from, held);
                 let lie = self.at_work(|deed| matches!(deed, Deed::Source(_)));
                 let answer = match lie {
                     Some(Deed::Source(lie)) => self.spoil_answer(lie, answer),
