@@ -52,7 +52,7 @@ impl Story {
 
     fn answer(&self, of: &Snapshot, source: ServerId, message: &ToGuest) -> Option<ToGuest> {
         let ToGuest::Fetch { digest, from } = message else { panic!("{message:?}") };
-        let right = super::answer(*digest, *from, of.read_at(digest, *from, PIECE_BYTES));
+        let right = answer(*digest, *from, of.read_at(digest, *from, PIECE_BYTES));
         match self.sources[source.index()] {
             Source::Honest => Some(right),
             Source::Slow if self.asked[source.index()].is_multiple_of(100) => Some(right),
@@ -63,7 +63,7 @@ impl Story {
             }
             Source::Dripping => Some(right),
             Source::Stalling => (*from == 0).then_some(right),
-            Source::Empty => Some(super::answer(*digest, *from, None)),
+            Source::Empty => Some(answer(*digest, *from, None)),
             Source::Liar | Source::Longer => match right {
                 ToGuest::Piece { digest, from, total, bytes } => {
                     let longer = self.sources[source.index()] == Source::Longer;

@@ -15,6 +15,17 @@ use super::strategies::{ClaimLie, Deed, SourceLie};
 /// Claims of one who makes many: more than anybody counts of one writer.
 const MANY: u64 = 20;
 
+/// Cuts behind this one, each of which covers one record more than the last, of those that were
+/// read: whoever keeps a few claims of a writer keeps none of those before.
+fn rising(mut cut: Vec<u64>, read: &[u64]) -> Vec<Vec<u64>> {
+    let rise = |_| {
+        let next = cut.iter_mut().zip(read).find(|(cut, read)| **cut < **read)?.0;
+        *next += 1;
+        Some(cut.clone())
+    };
+    (0..MANY).map_while(rise).collect()
+}
+
 impl Byzantine {
     /// What this guest claims instead of `claim`; of each checkpoint once, so that it gets on.
     pub(super) fn spoil_claim(&mut self, claim: &mut Checkpoint) {
@@ -73,22 +84,16 @@ impl Byzantine {
         }
     }
 
-    /// Cuts that count: each covers one record more than the last, all that they cover was seen, and
-    /// the first lies right behind what this guest claimed last, or what is stable. So whoever keeps
-    /// a few claims of a writer keeps none of those before.
+    /// Cuts that count, right behind what this guest claimed last, or what is stable.
     fn rising_cuts(&self) -> Vec<Vec<u64>> {
         let mut cut = vec![0; self.n];
         let stable = self.view.reader.stable().map(|stable| &stable.cut);
         for behind in stable.into_iter().chain([&self.claimed]) {
             cut.iter_mut().zip(behind).for_each(|(cut, behind)| *cut = (*cut).max(*behind));
         }
-        let rise = |_| {
-            let mut read = ServerId::all(self.n).map(|writer| self.view.read_count(writer).0);
-            let next = cut.iter_mut().find(|cut| read.next().is_some_and(|read| **cut < read))?;
-            *next += 1;
-            Some(cut.clone())
-        };
-        (0..MANY).map_while(rise).collect()
+        let read: Vec<_> =
+            ServerId::all(self.n).map(|writer| self.view.read_count(writer).0).collect();
+        rising(cut, &read)
     }
 
     fn claim(&mut self, claim: Checkpoint) {
@@ -149,5 +154,39 @@ impl Byzantine {
             SourceLie::Gone => return Some(ToGuest::Gone { digest }),
         };
         Some(ToGuest::Piece { digest, from, total, bytes: bytes.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared_registers::checkpoint::Claims;
+    use shared_registers::ids::{Micros, Seq};
+    use shared_registers::limits::CLAIMS_HELD;
+    use shared_registers::record::Stamp;
+
+    /// A flood of claims that do not count is none.
+    #[test]
+    fn many_claims_push_out_a_true_one() {
+        let (read, cut) = (vec![14, 12, 30], vec![10; 3]);
+        let claim = |cut: &Vec<u64>| {
+            let (term, batch, digest) = (Term(0), Batch(7), Digest([1; 32]));
+            Checkpoint { term, batch, digest, cut: cut.clone() }
+        };
+        let stamp = |writer| {
+            let (writer, seq, seen) = (ServerId(writer), Seq(31), read.clone().into());
+            Stamp { writer, seq, time: Micros(0), incarnation: 0, seen }
+        };
+        let (mut claims, good) = (Claims::new(3, None), claim(&cut));
+        claims.count(&stamp(0), &good);
+        let cuts = rising(cut, &read);
+        assert_eq!(cuts.len() as u64, MANY);
+        assert_eq!(rising(vec![14, 12, 29], &read).len(), 1, "no more than was read");
+        for (count, cut) in (2..).zip(&cuts) {
+            assert!(claims.says_something(&stamp(0), &claim(cut)), "{cut:?}");
+            claims.count(&stamp(0), &claim(cut));
+            assert_eq!(claims.waiting(ServerId(0)), CLAIMS_HELD.min(count));
+        }
+        assert!(claims.count(&stamp(1), &good).is_none(), "it was pushed out");
     }
 }
