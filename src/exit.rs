@@ -67,8 +67,8 @@ fn client_was_asked_wrongly(error: &ClientError) -> bool {
 }
 
 fn guest_was_asked_wrongly(error: &GuestError) -> bool {
-    use GuestError::{Damaged, System};
-    !matches!(error, Damaged { .. } | System { .. })
+    use GuestError::{Damaged, StoreThread, System};
+    !matches!(error, Damaged { .. } | StoreThread { .. } | System { .. })
 }
 
 fn agent_was_asked_wrongly(error: &AgentError) -> bool {

@@ -75,6 +75,15 @@ pub enum GuestError {
         /// What the system says.
         source: io::Error,
     },
+    /// What writes the snapshots is gone.
+    #[error(
+        "the thread that keeps snapshots in {path} has died, and without it this server claims no \
+         checkpoint; start this guest again"
+    )]
+    StoreThread {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The snapshot that `f + 1` servers vouch for is none that this server can start from.
     #[error(
         "the cluster's stable snapshot does not fit {path} or the application; every server must \

@@ -278,6 +278,7 @@ impl Guest<'_> {
 
     /// What is due by the clock.
     fn tend(&mut self, now: Micros) -> Result<(), GuestError> {
+        self.store.check()?;
         self.connections.expire(now, &mut self.counters);
         self.registers.tend_bell(now, &self.poll, &mut self.counters)?;
         if self.accept_after.is_some_and(|at| now >= at) {

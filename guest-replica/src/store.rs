@@ -19,8 +19,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use protocol::limits::PIECE_BYTES;
 use protocol::snapshot::{Entry, Snapshot};
 use protocol::transfer::Fetch;
+use shared_registers::crypto::Digest;
 use shared_registers::ids::{Batch, Term};
 use shared_registers::record::Checkpoint;
 
@@ -126,6 +128,20 @@ impl Store {
         let stored = std::mem::take(&mut *lock(&self.shared.stored));
         counters.snapshots_stored += stored.len() as u64;
         stored
+    }
+
+    /// A piece of the manifest or the part of this digest, for another guest, which sees for itself
+    /// whether it is damaged.
+    pub(crate) fn piece_of(&self, digest: &Digest, from: u64) -> Option<(u64, Vec<u8>)> {
+        folder::read_piece(&self.path, digest, from, PIECE_BYTES)
+    }
+
+    /// Nothing is claimed any more once the thread is gone, which it never is but by a fault.
+    pub(crate) fn check(&self) -> Result<(), GuestError> {
+        match &self.thread {
+            Some(thread) if !thread.is_finished() => Ok(()),
+            _ => Err(GuestError::StoreThread { path: self.path.clone() }),
+        }
     }
 
     /// Brings what the thread counts into the counters.
@@ -236,4 +252,26 @@ fn retry(failed: Wanted, shared: &Shared) {
     let Wanted { snapshot, settled } = failed;
     wanted.snapshot = wanted.snapshot.take().or(snapshot);
     wanted.settled = wanted.settled.max(settled);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_told_when_the_thread_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().to_owned(), 3, false).unwrap();
+        store.check().unwrap();
+        // As if it had panicked.
+        store.shared.stop.store(true, Ordering::Relaxed);
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        while store.check().is_ok() {
+            assert!(std::time::Instant::now() < until, "the thread goes on");
+            store.shared.news.notify_one();
+            thread::yield_now();
+        }
+        let said = store.check().unwrap_err().to_string();
+        assert!(said.contains(&folder.path().display().to_string()), "{said}");
+    }
 }

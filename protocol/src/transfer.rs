@@ -25,9 +25,10 @@ use crate::limits::{MAX_MANIFEST_BYTES, PIECE_BYTES, PIECES_IN_FLIGHT};
 use crate::messages::ToGuest;
 use crate::snapshot::{Entry, Manifest, Part, Snapshot};
 
-/// The answer to a [`ToGuest::Fetch`] of one that has this snapshot.
-pub fn serve(snapshot: Option<&Snapshot>, digest: Digest, from: u64) -> ToGuest {
-    match snapshot.and_then(|snapshot| snapshot.read_at(&digest, from, PIECE_BYTES)) {
+/// The answer to a [`ToGuest::Fetch`] of one that has `found` this: how long all of it is, and a
+/// piece of it from byte `from` on.
+pub fn answer(digest: Digest, from: u64, found: Option<(u64, Vec<u8>)>) -> ToGuest {
+    match found {
         Some((total, bytes)) => ToGuest::Piece { digest, from, total, bytes: bytes.into() },
         None => ToGuest::Gone { digest },
     }

@@ -13,7 +13,7 @@ use protocol::messages::ToGuest;
 use protocol::reader::Start;
 use protocol::replica::Replica;
 use protocol::snapshot::{Content, Kind, Manifest, Part, Snapshot};
-use protocol::transfer::{Fetch, FetchConfig, serve};
+use protocol::transfer::{self, Fetch, FetchConfig};
 use shared_registers::codec::Reader;
 use shared_registers::crypto::Digest;
 use shared_registers::ids::{Micros, OrderNumber, ServerId};
@@ -172,7 +172,8 @@ impl Transfer {
         }
         let (source, digest, from) = self.asked.remove(0);
         let snapshot = if new { &self.new } else { &self.old };
-        let answer = change(serve(Some(snapshot), digest, from));
+        let found = snapshot.read_at(&digest, from, PIECE_BYTES);
+        let answer = change(transfer::answer(digest, from, found));
         self.fetch.on_message(self.now, source, answer);
     }
 

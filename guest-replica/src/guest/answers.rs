@@ -147,15 +147,17 @@ impl Guest<'_> {
         }
     }
 
-    /// A piece of the newest stable snapshot, for a guest that catches up. One that has no room for
-    /// its answer asks again.
+    /// A piece of a snapshot, for a guest that catches up: out of what the replica holds, or else the
+    /// own store, where everything is that this server may have claimed. One that has no room for its
+    /// answer asks again.
     fn serve_piece(&mut self, token: Token, digest: Digest, from: u64) {
         if !self.connections.has_room(token) {
             self.counters.pieces_dropped += 1;
             return;
         }
-        let snapshot = self.core.replica().and_then(|replica| replica.snapshot());
-        let answer = transfer::serve(snapshot.map(|snapshot| &**snapshot), digest, from);
+        let held = self.core.replica().and_then(|replica| replica.piece_of(&digest, from));
+        let found = held.or_else(|| self.store.piece_of(&digest, from));
+        let answer = transfer::answer(digest, from, found);
         match self.connections.send_to_guest(token, &answer) {
             Some(bytes) => {
                 self.counters.pieces_sent += 1;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -236,6 +236,26 @@ pub(super) fn read_manifest(path: &Path, digest: &Digest) -> Option<Vec<u8>> {
 /// The part with this digest, as far as its name says so, of at most so many bytes.
 pub(super) fn read_part(path: &Path, digest: &Digest, size: u64) -> Option<Vec<u8>> {
     read_at_most(&path.join(part_name(digest)), size).ok()
+}
+
+/// At most `max` bytes, from byte `from` on, of the manifest or the part with this digest, as far as
+/// their names say so, and how long all of it is.
+pub(super) fn read_piece(
+    path: &Path,
+    digest: &Digest,
+    from: u64,
+    max: usize,
+) -> Option<(u64, Vec<u8>)> {
+    let open = |name: String| File::open(path.join(name)).ok();
+    let mut file = open(part_name(digest)).or_else(|| open(manifest_name(digest)))?;
+    let size = file.metadata().ok().filter(fs::Metadata::is_file)?.len();
+    if from > size {
+        return None;
+    }
+    file.seek(SeekFrom::Start(from)).ok()?;
+    let mut bytes = Vec::new();
+    file.take(max as u64).read_to_end(&mut bytes).ok()?;
+    Some((size, bytes))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use super::{Config, Output, Replica};
 use crate::application::Application;
 use crate::history::History;
 use crate::ledger::Ledger;
-use crate::limits::{PENDING_SNAPSHOTS, WINDOW_CHECKPOINTS};
+use crate::limits::{PENDING_SNAPSHOTS, PIECE_BYTES, WINDOW_CHECKPOINTS};
 use crate::messages::StableAt;
 use crate::reader::{CommittedBatch, Reader};
 use crate::snapshot::{Content, Kind, Manifest, Part, Snapshot};
@@ -51,8 +51,9 @@ pub(super) struct Checkpoints {
     pending: VecDeque<Pending>,
     /// The last batch that was taken, if `K` was passed with it, and its term.
     crossed: Option<(Batch, Term)>,
-    /// The highest that could be claimed when last looked.
-    claimable: Option<Arc<Snapshot>>,
+    /// Those that could be claimed, each the highest when last looked; the newest last. Some were
+    /// claimed then, and may be stable for others before this replica reads so.
+    made: VecDeque<Arc<Snapshot>>,
     /// Claims in the own stream, oldest first: a restarted replica does not write them again.
     written: VecDeque<Checkpoint>,
     /// The stable checkpoint up to which everything was let go.
@@ -69,9 +70,9 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Snapshots that wait, and own claims that are known.
-    pub(super) fn held(&self) -> [usize; 2] {
-        [self.pending.len(), self.written.len()]
+    /// Snapshots that wait, those that were made of them, and own claims that are known.
+    pub(super) fn held(&self) -> [usize; 3] {
+        [self.pending.len(), self.made.len(), self.written.len()]
     }
 
     pub(super) fn differing(&self) -> u64 {
@@ -101,6 +102,29 @@ impl Checkpoints {
         }
         self.hold(&parts);
         parts
+    }
+
+    /// Makes room for one more that waits. What was made of the oldest goes with it, so that this
+    /// holds no more content than that, but for the newest, which may be about to be stored.
+    fn let_oldest_go(&mut self) {
+        if self.pending.len() < PENDING_SNAPSHOTS {
+            return;
+        }
+        let gone = self.pending.pop_front().map(|held| held.batch);
+        let newest = self.made.pop_back();
+        self.made.retain(|made| Some(made.checkpoint().batch) != gone);
+        self.made.extend(newest);
+    }
+
+    /// Keeps a snapshot that was made.
+    fn keep_made(&mut self, snapshot: &Arc<Snapshot>) {
+        if self.made.iter().any(|made| made.checkpoint() == snapshot.checkpoint()) {
+            return;
+        }
+        if self.made.len() == PENDING_SNAPSHOTS {
+            self.made.pop_front();
+        }
+        self.made.push_back(snapshot.clone());
     }
 
     fn hold(&mut self, parts: &[Arc<Part>]) {
@@ -133,11 +157,8 @@ impl Replica {
             return;
         }
         let content = self.content();
-        let pending = &mut self.checkpoints.pending;
-        if pending.len() == PENDING_SNAPSHOTS {
-            pending.pop_front();
-        }
-        pending.push_back(Pending { batch, chain, crossed, content });
+        self.checkpoints.let_oldest_go();
+        self.checkpoints.pending.push_back(Pending { batch, chain, crossed, content });
     }
 
     /// What was delivered so far, as a snapshot holds it.
@@ -166,11 +187,10 @@ impl Replica {
 
     /// The snapshot at `(term, batch)`, if its content is held.
     fn snapshot_at(&self, (term, batch): (Term, Batch)) -> Option<Arc<Snapshot>> {
-        let made = self.checkpoints.claimable.as_ref();
         let is_it = |snapshot: &&Arc<Snapshot>| {
             (snapshot.checkpoint().term, snapshot.checkpoint().batch) == (term, batch)
         };
-        if let Some(made) = made.filter(is_it) {
+        if let Some(made) = self.checkpoints.made.iter().find(is_it) {
             return Some(made.clone());
         }
         let held = self.checkpoints.pending.iter().find(|held| held.batch == batch)?;
@@ -181,7 +201,7 @@ impl Replica {
     /// The snapshot of the highest checkpoint that this replica can claim.
     pub fn claimable_snapshot(&mut self) -> Option<Arc<Snapshot>> {
         let snapshot = self.snapshot_at(self.claimable()?)?;
-        self.checkpoints.claimable = Some(snapshot.clone());
+        self.checkpoints.keep_made(&snapshot);
         Some(snapshot)
     }
 
@@ -269,19 +289,26 @@ impl Replica {
         // An older one is of no use to anyone: the records behind it may be reclaimed.
         self.checkpoints.stable = own;
         self.reader.prune();
-        let Checkpoints { pending, claimable, .. } = &mut self.checkpoints;
+        let Checkpoints { pending, made, .. } = &mut self.checkpoints;
         // Terms to come may begin at the same batch.
         pending.retain(|held| held.batch >= at.1);
         let of = |snapshot: &Snapshot| (snapshot.checkpoint().term, snapshot.checkpoint().batch);
-        if claimable.as_ref().is_some_and(|snapshot| of(snapshot) <= at) {
-            *claimable = None;
-        }
+        made.retain(|snapshot| of(snapshot) > at);
     }
 
     /// The snapshot of the last stable checkpoint, for others to start from; `None` if there is
     /// none yet, or this replica passed by it without taking one.
     pub fn snapshot(&self) -> Option<&Arc<Snapshot>> {
         self.checkpoints.stable.as_ref()
+    }
+
+    /// A piece of what has this digest, out of any snapshot that is held here: see
+    /// [`Snapshot::read_at`]. Whoever asks knows that it is stable, which this replica may not have
+    /// read yet, or never will, if others claimed more than is kept of them meanwhile.
+    pub fn piece_of(&self, digest: &Digest, from: u64) -> Option<(u64, Vec<u8>)> {
+        let Checkpoints { stable, made, .. } = &self.checkpoints;
+        let mut held = stable.iter().chain(made.iter().rev());
+        held.find_map(|snapshot| snapshot.read_at(digest, from, PIECE_BYTES))
     }
 
     /// What it knows of the streams.

@@ -31,9 +31,9 @@ impl Replica {
     }
 
     /// Its collections: whoever drives a replica can see that none grows past its bound.
-    pub fn queues(&self) -> [Queue; 11] {
+    pub fn queues(&self) -> [Queue; 12] {
         let queue = |name, length, bound| Queue { name, length, bound };
-        let [snapshots, claims] = self.checkpoints.held();
+        let [snapshots, made, claims] = self.checkpoints.held();
         let [direct, forwarded] = self.pool.largest();
         // A source's only order may be as large as any.
         let largest = self.config.max_payload_bytes;
@@ -51,6 +51,7 @@ impl Replica {
             // V2: the window, and the batch of the opening.
             queue("batches uncommitted", self.suspicion.len(), self.config.window as usize + 1),
             queue("snapshots pending", snapshots, PENDING_SNAPSHOTS),
+            queue("snapshots made", made, PENDING_SNAPSHOTS),
             queue("own claims known", claims, CLAIMS_HELD),
         ]
     }

@@ -1,9 +1,11 @@
 //! Stories of checkpoints: claimed, stable, pruned to, started from, and missed (section 6, R7).
 
-use crate::support::{CHANGE_MS, Cluster, order};
+use crate::support::{CHANGE_MS, CLUSTER, Cluster, order};
 use protocol::limits::WINDOW_CHECKPOINTS;
+use protocol::messages::ToGuest;
+use protocol::transfer::{self, Fetch, FetchConfig};
 use shared_registers::host_side::Counter;
-use shared_registers::ids::{Batch, ServerId, Term};
+use shared_registers::ids::{Batch, Micros, ServerId, Term};
 use shared_registers::order::weight;
 use shared_registers::record::{Accept, Body, Checkpoint, Vote};
 
@@ -132,6 +134,47 @@ fn r7_a_sequencer_waits_for_checkpoints_and_nobody_suspects_it_for_that() {
     assert!(cluster.delivered(60), "the claims of server 2 open the window");
     assert_eq!(cluster.status(2).0, Term(0));
     assert!(stable(&cluster, 0).unwrap().batch > Batch(24));
+}
+
+/// Whoever asks for a snapshot has read that it is stable; whom it asks may not have.
+#[test]
+fn s6_a_guest_serves_what_it_claimed_though_nobody_else_has() {
+    let mut cluster = Cluster::with_checkpoints(1, WEIGHT);
+    // Server 1 is in an attacker's hands, who votes and claims nothing; server 2 is away.
+    cluster.kill_guest(1);
+    cluster.kill_guest(2);
+    let mut claimed = Vec::new();
+    for count in 1..=20 {
+        cluster.send(0, order(3, 0, 1, count, b""));
+        cluster.settle();
+        let state = cluster.servers[0].replica.reader().term(Term(0)).unwrap();
+        let vote = Some(Vote { upto: state.last(), chain: state.chain() });
+        let body = Body::Accept(Accept { term: Term(0), vote, checkpoint: None });
+        cluster.forge(1, &body);
+        cluster.settle();
+        if cluster.counter(0, "checkpoints_claimed") > claimed.len() as u64 {
+            claimed.extend(cluster.servers[0].replica.claimable_snapshot());
+        }
+    }
+    let replica = &cluster.servers[0].replica;
+    assert!(claimed.len() == 2 && replica.stable().is_none());
+    for snapshot in claimed {
+        let (me, n, silence) = (ServerId(2), 3, Micros(1));
+        let config = FetchConfig { me, n, cluster: CLUSTER, silence };
+        let mut fetch = Fetch::new(config, snapshot.checkpoint().clone());
+        let (mut now, mut asked) = (Micros(0), Vec::new());
+        while !fetch.is_complete() {
+            fetch.poll(now, &mut asked);
+            for (source, question) in asked.drain(..) {
+                let ToGuest::Fetch { digest, from } = question else { panic!("{question:?}") };
+                let found = replica.piece_of(&digest, from).filter(|_| source == ServerId(0));
+                fetch.on_message(now, source, transfer::answer(digest, from, found));
+            }
+            now = now.plus(silence);
+            assert!(now < Micros(1000), "{:?}", fetch.progress());
+        }
+        assert_eq!(fetch.snapshot().unwrap().checkpoint(), snapshot.checkpoint());
+    }
 }
 
 #[test]

@@ -74,6 +74,10 @@ pub struct Byzantine {
     pub(super) segment: Term,
     /// The term that it opened in its own way last.
     pub(super) opened: Option<Term>,
+    /// Claims that its replicas wanted written.
+    pub(super) claims: u64,
+    /// The cut that it claimed last, whatever became of that.
+    pub(super) claimed: Vec<u64>,
     /// What is to be written now.
     pub(super) outbox: Vec<Vec<u8>>,
     /// What is to be written later.
@@ -115,6 +119,8 @@ impl Byzantine {
             next: Seq(1),
             segment: Term(0),
             opened: None,
+            claims: 0,
+            claimed: Vec::new(),
             outbox: Vec::new(),
             later: VecDeque::new(),
             tampered: false,

@@ -156,8 +156,10 @@ impl Correct {
     ) {
         match (message, &mut self.core) {
             (ToGuest::Fetch { digest, from }, core) => {
-                let snapshot = core.replica().and_then(Replica::snapshot);
-                let answer = transfer::serve(snapshot.map(|snapshot| &**snapshot), digest, from);
+                let held = core.replica().and_then(|replica| replica.piece_of(&digest, from));
+                let disk = self.store.as_ref().map(Store::disk);
+                let found = held.or_else(|| disk?.piece_of(&digest, from));
+                let answer = transfer::answer(digest, from, found);
                 out.push(GuestOutput::Transfer(server, answer));
             }
             (answer, Core::CatchingUp(catch_up)) => catch_up.answered(now, server, answer),

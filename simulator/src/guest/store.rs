@@ -7,7 +7,9 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use protocol::limits::PIECE_BYTES;
 use protocol::snapshot::Snapshot;
+use shared_registers::crypto::Digest;
 use shared_registers::ids::{Batch, Micros, ServerId, Term};
 use shared_registers::limits::CLAIMS_HELD;
 use shared_registers::record::Checkpoint;
@@ -33,6 +35,11 @@ impl Disk {
     pub fn covers(&self, writer: ServerId, upto: u64) -> bool {
         let cut = |snapshot: &Arc<Snapshot>| snapshot.checkpoint().cut[writer.index()];
         self.kept().iter().any(|snapshot| cut(snapshot) >= upto)
+    }
+
+    /// A piece of what has this digest, for another guest.
+    pub(super) fn piece_of(&self, digest: &Digest, from: u64) -> Option<(u64, Vec<u8>)> {
+        self.kept().iter().find_map(|snapshot| snapshot.read_at(digest, from, PIECE_BYTES))
     }
 
     /// What it has of a checkpoint, and all else, newest first.

@@ -110,7 +110,7 @@ pub enum ClaimLie {
     Unseen,
     /// It is what another of the collusion claims, whether its own host has come so far or not.
     Told,
-    /// There are many, of whatever batches.
+    /// There are many, which rise, of whatever batches.
     Many,
 }
 

@@ -53,6 +53,32 @@ fn what_two_snapshots_share_is_written_once_and_goes_with_the_last_that_names_it
 }
 
 #[test]
+fn others_are_given_whatever_is_there_piece_by_piece() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut folder, sure) = (Folder::open(dir.path(), N, false).unwrap(), Sure::default());
+    let kept = snapshot(1, &[1, 2]);
+    put(&mut folder, &sure, &kept);
+    put(&mut folder, &sure, &snapshot(2, &[3]));
+    let whole = |digest: &Digest| {
+        let mut bytes = Vec::new();
+        while let (total, piece) = read_piece(dir.path(), digest, bytes.len() as u64, 300).unwrap()
+            && !piece.is_empty()
+        {
+            assert_eq!(piece.len() as u64, 300.min(total - bytes.len() as u64));
+            bytes.extend(piece);
+        }
+        bytes
+    };
+    assert_eq!(whole(&kept.checkpoint().digest), &kept.manifest()[..]);
+    for part in kept.parts() {
+        let digest = part.entry().digest;
+        assert_eq!(whole(&digest), &part.head()[..]);
+        assert_eq!(read_piece(dir.path(), &digest, 1001, 300), None);
+    }
+    assert_eq!(read_piece(dir.path(), &Digest([7; 32]), 0, 300), None);
+}
+
+#[test]
 fn a_start_deletes_leftovers_but_for_the_parts_of_a_damaged_manifest() {
     let dir = tempfile::tempdir().unwrap();
     let (mut folder, sure) = (Folder::open(dir.path(), N, false).unwrap(), Sure::default());
