@@ -77,8 +77,8 @@ fn a_cluster_under_load_does_not_grow() {
         assert!(counter(&status, "host_checkpoints") > 2, "rings were too large: {status:?}");
     }
     for (what, bytes) in &after {
-        // Snapshots are larger while one takes another's place.
-        let growth = if what.starts_with("snapshots") { 4.0 * GROWTH } else { GROWTH };
-        assert!(*bytes <= before[what] * (1.0 + growth), "{what} has grown");
+        // While one snapshot takes another's place a store has both, whatever they do not share.
+        let growth = if what.starts_with("snapshots") { 1.0 } else { GROWTH };
+        assert!(*bytes <= before[what] * (1.0 + growth), "{what} has grown: {bytes} bytes");
     }
 }
