@@ -456,15 +456,23 @@ mod tests {
     use crate::record::{Record, Stamp};
     use crate::words::VecWords;
 
+    fn geometry(ring_bytes: u64) -> Geometry {
+        let write_ring_bytes = ring_bytes;
+        let limits = RegisterLimits { max_payload_bytes: 64, ring_bytes, write_ring_bytes };
+        Geometry { n: 3, server: ServerId(0), cluster: ClusterId([1; 32]), limits }
+    }
+
+    /// New files: the read file and the write file.
+    fn files(geometry: Geometry) -> (Arc<VecWords>, Arc<VecWords>) {
+        let words = |bytes: u64| Arc::new(VecWords::new((bytes / 8) as usize));
+        (words(geometry.read_file_bytes()), words(geometry.write_file_bytes()))
+    }
+
     #[test]
     fn a_read_file_whose_counts_do_not_fit_its_records_is_refused() {
-        let limits =
-            RegisterLimits { max_payload_bytes: 64, ring_bytes: 1 << 9, write_ring_bytes: 1 << 9 };
-        let geometry = Geometry { n: 3, server: ServerId(0), cluster: ClusterId([1; 32]), limits };
-        let words = |bytes: u64| Arc::new(VecWords::new((bytes / 8) as usize));
+        let geometry = geometry(1 << 9);
         let reopened = |pokes: &[(u16, usize, u64)]| {
-            let read = words(geometry.read_file_bytes());
-            let write = words(geometry.write_file_bytes());
+            let (read, write) = files(geometry);
             let mut host = HostRegisters::create(geometry, read.clone(), write.clone()).unwrap();
             // The own record names one of server 1's.
             for (writer, seen) in [(1, [0, 0, 0]), (0, [0, 1, 0])] {
@@ -502,12 +510,8 @@ mod tests {
     /// R6: else one flipped bit would let a host go on where a power failure left it.
     #[test]
     fn no_flipped_bit_sets_a_mark_or_ends_a_recovery() {
-        let limits =
-            RegisterLimits { max_payload_bytes: 64, ring_bytes: 1 << 9, write_ring_bytes: 1 << 9 };
-        let geometry = Geometry { n: 3, server: ServerId(0), cluster: ClusterId([1; 32]), limits };
-        let words = |bytes: u64| Arc::new(VecWords::new((bytes / 8) as usize));
-        let read = words(geometry.read_file_bytes());
-        let write = words(geometry.write_file_bytes());
+        let geometry = geometry(1 << 9);
+        let (read, write) = files(geometry);
         let host = HostRegisters::create(geometry, read.clone(), write.clone()).unwrap();
         host.set_header(read::BOOT, 7);
         let flip = |word: usize, bit: u32| {
@@ -533,14 +537,8 @@ mod tests {
 
     #[test]
     fn a_head_that_was_impossible_once_is_taken_when_it_is_reached() {
-        let limits = RegisterLimits {
-            max_payload_bytes: 64,
-            ring_bytes: 1 << 22,
-            write_ring_bytes: 1 << 22,
-        };
-        let geometry = Geometry { n: 3, server: ServerId(0), cluster: ClusterId([1; 32]), limits };
-        let words = |bytes: u64| Arc::new(VecWords::new((bytes / 8) as usize));
-        let (read, file) = (words(geometry.read_file_bytes()), words(geometry.write_file_bytes()));
+        let geometry = geometry(1 << 22);
+        let (read, file) = files(geometry);
         let mut host = HostRegisters::create(geometry, read.clone(), file.clone()).unwrap();
         // A broken-in guest leaves a head that a clean one after it will reach exactly.
         let frames = (1 << 22) / 72 + 5;

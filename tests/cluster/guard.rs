@@ -32,10 +32,14 @@ fn guard(dir: &Path, id: u16, settings: &[&str], guest: &[&str]) -> Command {
     command
 }
 
-fn rejuvenated(dir: &Path, id: u16) -> Command {
+fn rejuvenated_every(period: &str, dir: &Path, id: u16) -> Command {
     let server = id.to_string();
     let guest = [DIFATO, "guest-replica", "--dir", path(dir), "--id", &server];
-    guard(dir, id, &["--rejuvenate", PERIOD], &guest)
+    guard(dir, id, &["--rejuvenate", period], &guest)
+}
+
+fn rejuvenated(dir: &Path, id: u16) -> Command {
+    rejuvenated_every(PERIOD, dir, id)
 }
 
 fn kill(pid: i32) {
@@ -105,9 +109,7 @@ fn guests_of_an_idle_cluster_are_not_replaced_until_there_is_one_request_each_ha
 const LONG_TURN: Duration = Duration::from_secs(30);
 
 fn rejuvenated_slowly(dir: &Path, id: u16) -> Command {
-    let server = id.to_string();
-    let guest = [DIFATO, "guest-replica", "--dir", path(dir), "--id", &server];
-    guard(dir, id, &["--rejuvenate", "90s"], &guest)
+    rejuvenated_every("90s", dir, id)
 }
 
 #[test]
@@ -225,9 +227,7 @@ fn a_guest_that_ends_by_itself_is_started_again_and_ends_with_its_guard() {
 }
 
 fn rejuvenated_hardly_ever(dir: &Path, id: u16) -> Command {
-    let server = id.to_string();
-    let guest = [DIFATO, "guest-replica", "--dir", path(dir), "--id", &server];
-    guard(dir, id, &["--rejuvenate", "30d"], &guest)
+    rejuvenated_every("30d", dir, id)
 }
 
 #[test]
