@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use shared_registers::cluster::Durability;
+use shared_registers::cluster::{Durability, MAX_SPIN_US};
 use shared_registers::limits::{MAX_CLIENTS, MAX_SERVERS};
 
 use crate::bench::payload::Shape;
@@ -86,6 +86,11 @@ pub(crate) struct InitArgs {
     /// What a record outlives before others see it.
     #[arg(long, value_enum, default_value_t = DurabilityName::Process)]
     pub(crate) durability: DurabilityName,
+    /// How long host agents and guests look for work before they sleep, in microseconds: for
+    /// machines with a core for each process.
+    #[arg(long, value_name = "US", default_value_t = 0,
+          value_parser = clap::value_parser!(u64).range(0..=MAX_SPIN_US))]
+    pub(crate) spin_us: u64,
 }
 
 /// `--durability`.

@@ -73,6 +73,7 @@ async fn demo(args: &DemoArgs, dir: &Path) -> Result<()> {
         trusted: None,
         payload: None,
         durability: Durability::Process,
+        spin_us: 0,
     };
     let cluster = init::create(dir, &wanted)?;
     for shape in &args.measure.payloads {

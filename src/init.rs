@@ -43,12 +43,14 @@ const EXPLANATION: &str = "\
 #                     `log` (the reply is the order number) or `kv` (a table of keys and values);
 #                     the same at all servers
 #
-# [timing], in milliseconds
+# [timing], in milliseconds but for spin_us
 # resend_ms           a client sends an unanswered order to all servers after so long
 # change_ms           a server suspects a sequencer that leaves an order undelivered for so long
 # change_cap_ms       change_ms doubles with every sequencer change, up to this
 # host_down_ms        a sequencer whose host cannot be reached for so long is suspected
 # exchange_ms         hosts tell each other so often which records they have
+# spin_us             microseconds for which host agents and guests look for work before they sleep:
+#                     for machines with a core for each of them, and 0 (not at all) for others
 #
 # [limits]
 # max_payload_bytes   largest payload of one order
@@ -83,6 +85,8 @@ pub(crate) struct Wanted {
     pub(crate) payload: Option<Vec<SocketAddr>>,
     /// What a host's records outlive before others see them.
     pub(crate) durability: Durability,
+    /// For how many microseconds processes look for work before they sleep.
+    pub(crate) spin_us: u64,
 }
 
 /// Runs `difato cluster init`.
@@ -94,6 +98,7 @@ pub(crate) fn run(args: InitArgs) -> Result<()> {
         trusted: args.trusted,
         payload: args.payload,
         durability: args.durability.into(),
+        spin_us: args.spin_us,
     };
     let cluster = create(&args.dir, &wanted)?;
     output::print(&summary(&args.dir, &cluster))
@@ -194,6 +199,7 @@ fn describe(wanted: &Wanted) -> Result<Cluster> {
     let id = ClusterId(id);
     let mut cluster = Cluster::new(id, wanted.f, wanted.clients, wanted.application, servers);
     cluster.limits.durability = wanted.durability;
+    cluster.timing.spin_us = wanted.spin_us;
     Ok(cluster)
 }
 
@@ -310,7 +316,15 @@ mod tests {
 
     fn wanted(f: usize) -> Wanted {
         let durability = Durability::Process;
-        Wanted { f, clients: 3, application: "log", trusted: None, payload: None, durability }
+        Wanted {
+            f,
+            clients: 3,
+            application: "log",
+            trusted: None,
+            payload: None,
+            durability,
+            spin_us: 0,
+        }
     }
 
     fn same(a: &Secret, b: &Secret) -> bool {

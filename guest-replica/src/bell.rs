@@ -5,21 +5,65 @@
 //! nobody is at its other end, and says so only when asked.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::libc::O_NONBLOCK;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::EpollFlags;
 use shared_registers::bell;
 
-/// Connects to the doorbell at `path`. What it returns does not block.
-pub(crate) fn connect(path: &Path) -> io::Result<File> {
-    if fs::metadata(path)?.file_type().is_char_device() {
-        return open_port(path);
+use crate::limits::{RINGS_READ, RINGS_UNREAD};
+
+/// A doorbell that is connected.
+pub(crate) struct Bell {
+    /// It does not block.
+    pub(crate) stream: File,
+    /// A port tells of a ring only once the one before was read. A socket tells of each.
+    port: bool,
+    rings: u64,
+}
+
+impl Bell {
+    /// Connects to the doorbell at `path`.
+    pub(crate) fn connect(path: &Path) -> io::Result<Bell> {
+        let port = fs::metadata(path)?.file_type().is_char_device();
+        let stream = match port {
+            true => open_port(path)?,
+            false => File::from(OwnedFd::from(bell::connect(path)?)),
+        };
+        Ok(Bell { stream, port, rings: 0 })
     }
-    Ok(File::from(OwnedFd::from(bell::connect(path)?)))
+
+    /// For what to watch it.
+    pub(crate) fn flags(&self) -> EpollFlags {
+        match self.port {
+            true => EpollFlags::EPOLLIN,
+            false => EpollFlags::EPOLLIN | EpollFlags::EPOLLET,
+        }
+    }
+
+    /// A ring came, or what else `flags` say. Each means "look" and nothing else, so those of a
+    /// socket are read only now and then, to make room for the next. Fails if the host is gone.
+    pub(crate) fn heard(&mut self, flags: EpollFlags) -> io::Result<()> {
+        self.rings += 1;
+        if !self.port && flags == EpollFlags::EPOLLIN && !self.rings.is_multiple_of(RINGS_UNREAD) {
+            return Ok(());
+        }
+        loop {
+            match self.stream.read(&mut [0; RINGS_READ]) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(RINGS_READ) => {}
+                Ok(_) if flags == EpollFlags::EPOLLIN => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
 }
 
 fn open_port(path: &Path) -> io::Result<File> {

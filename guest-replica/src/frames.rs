@@ -67,6 +67,11 @@ impl Frames {
         if self.queue.is_empty() { self.lost.take() } else { None }
     }
 
+    /// Whether none waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.lost.is_none()
+    }
+
     /// Forgets everything: the core writes it anew.
     pub(crate) fn clear(&mut self) {
         *self = Frames::default();

@@ -25,6 +25,7 @@ use protocol::messages::ToClient;
 use protocol::replica::{Config, Input, Output, Replica};
 use shared_registers::guest_side::HostHint;
 use shared_registers::ids::Micros;
+use shared_registers::words::News;
 
 use crate::Factory;
 use crate::catch_up::CatchUp;
@@ -94,6 +95,8 @@ fn live(
         clock,
         core: reading(Replica::new(setup.config(), application())),
         config: setup.config(),
+        spin: Micros(setup.cluster.timing.spin_us),
+        now: Micros(0),
         application,
         cluster_toml: setup.paths.cluster_toml(),
         registers,
@@ -150,10 +153,10 @@ fn wait_for_host(
             said = Some((waiting_for, now));
         }
         poll.wait(WAIT_STEP, &mut ready).map_err(GuestError::system("wait for events"))?;
-        for (token, _) in ready.drain(..) {
+        for (token, flags) in ready.drain(..) {
             match (token, &mut registers) {
                 (STOP, _) => return Ok(None),
-                (BELL, Some(r)) => r.on_bell(clock.now(), counters),
+                (BELL, Some(r)) => r.on_bell(clock.now(), flags, counters),
                 _ => {}
             }
         }
@@ -175,6 +178,10 @@ struct Guest<'a> {
     poll: Poll,
     core: Core,
     config: Config,
+    /// How long it looks for work before it sleeps.
+    spin: Micros,
+    /// When this turn began. A turn is short against whatever is timed.
+    now: Micros,
     application: &'a mut Factory,
     /// Where the configuration is from.
     cluster_toml: PathBuf,
@@ -204,8 +211,11 @@ impl Guest<'_> {
             }
             let more = self.turn(&ready)?;
             ready.clear();
+            let more = more || self.spin(&mut ready)?;
             let nap = if more { Micros(0) } else { self.doze() };
-            self.poll.wait(nap, &mut ready).map_err(GuestError::system("wait for events"))?;
+            if ready.is_empty() {
+                self.wait(nap, &mut ready)?;
+            }
             self.registers.files.wake();
             if ready.iter().any(|(token, _)| *token == STOP) {
                 tracing::info!("asked to stop");
@@ -214,10 +224,41 @@ impl Guest<'_> {
         }
     }
 
+    fn wait(
+        &mut self,
+        at_most: Micros,
+        ready: &mut Vec<(Token, EpollFlags)>,
+    ) -> Result<(), GuestError> {
+        self.poll.wait(at_most, ready).map_err(GuestError::system("wait for events"))
+    }
+
+    /// Looks for work for a while before it sleeps, if it is to: then nobody has to wake it.
+    /// Returns whether there is any.
+    fn spin(&mut self, ready: &mut Vec<(Token, EpollFlags)>) -> Result<bool, GuestError> {
+        if self.spin == Micros(0) {
+            return Ok(false);
+        }
+        let until = self.clock.now().plus(self.spin);
+        let wanted = self.wanted();
+        while ready.is_empty() && !self.registers.files.has_news(wanted) {
+            if self.clock.now() >= until {
+                return Ok(false);
+            }
+            self.wait(Micros(0), ready)?;
+        }
+        Ok(true)
+    }
+
+    /// For what the host is to ring.
+    fn wanted(&self) -> News {
+        if self.registers.frames_wait() { News::ALL } else { self.core.wanted() }
+    }
+
     /// Says that this guest is about to sleep, looks once more, and returns for how long it may.
     fn doze(&mut self) -> Micros {
-        self.registers.files.doze();
-        if self.registers.files.has_news() {
+        let wanted = self.wanted();
+        self.registers.files.doze(wanted);
+        if self.registers.files.has_news(wanted) {
             return Micros(0);
         }
         let now = self.clock.now();
@@ -236,13 +277,14 @@ impl Guest<'_> {
     /// One turn. Returns whether there is more to do at once.
     fn turn(&mut self, ready: &[(Token, EpollFlags)]) -> Result<bool, GuestError> {
         let now = self.clock.now();
+        self.now = now;
         self.status = None;
         let mut rung = false;
         for (token, flags) in ready {
             match *token {
                 LISTENER => self.accept(now)?,
                 BELL => {
-                    self.registers.on_bell(now, &mut self.counters);
+                    self.registers.on_bell(now, *flags, &mut self.counters);
                     rung = true;
                 }
                 STORE => self.on_stored(),
@@ -320,7 +362,7 @@ impl Guest<'_> {
 
     /// Tells the core what was dropped and what the hints are, and lets it act.
     fn act(&mut self, rung: bool) {
-        let now = self.clock.now();
+        let now = self.now;
         let look = rung || now >= self.hints_at;
         if look {
             self.hints_at = now.plus(HINTS_EVERY);
@@ -360,7 +402,7 @@ impl Guest<'_> {
                 other => rest.push(other),
             }
         }
-        let now = self.clock.now();
+        let now = self.now;
         self.registers.publish(now, &mut self.counters);
         for output in rest {
             match output {

@@ -84,3 +84,8 @@ pub(crate) const ACCEPT_PAUSE: Micros = Micros::from_ms(100);
 pub(crate) const WAIT_STEP: Micros = Micros::from_ms(20);
 /// and says so this often.
 pub(crate) const WAIT_LOG_EVERY: Micros = Micros::from_ms(30_000);
+/// Rings of the host's that are left unread at a time: each takes about 1 KiB of the socket's
+/// buffer, which holds 200, and a ring that finds no room there is none.
+pub(crate) const RINGS_UNREAD: u64 = 64;
+/// Rings that are read at a time.
+pub(crate) const RINGS_READ: usize = 256;

@@ -7,7 +7,7 @@
 //! alone.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use shared_registers::ids::{Micros, Seq, ServerId};
 use shared_registers::layout::{Geometry, LayoutError};
 use shared_registers::words::{MappedReadOnly, MappedReadWrite};
 
-use crate::bell;
+use crate::bell::Bell;
 use crate::counters::Counters;
 use crate::error::GuestError;
 use crate::frames::Frames;
@@ -61,7 +61,7 @@ pub(crate) struct Registers {
     /// R6: as what the host wrote when this guest began to read.
     life: Life,
     frames: Frames,
-    bell: Option<File>,
+    bell: Option<Bell>,
     bell_lost: bool,
     /// The files are not those of the host any more.
     over: bool,
@@ -135,15 +135,15 @@ impl Registers {
             return Ok(());
         }
         self.retry_at = now.plus(BELL_RETRY);
-        let Ok(stream) = bell::connect(&self.places.bell) else { return Ok(()) };
+        let Ok(bell) = Bell::connect(&self.places.bell) else { return Ok(()) };
         if self.bell_lost && self.reads_only() {
             // It has begun to recover once more.
             self.over = true;
         }
         self.check_files();
-        poll.watch(&stream, BELL, EpollFlags::EPOLLIN)
+        poll.watch(&bell.stream, BELL, bell.flags())
             .map_err(GuestError::system("watch the host agent's doorbell"))?;
-        self.bell = Some(stream);
+        self.bell = Some(bell);
         tracing::info!("connected to the host agent");
         // It may have slept while frames came that it was not rung for.
         self.ring(now, counters);
@@ -184,15 +184,11 @@ impl Registers {
         self.over |= self.files.geometry().check_read(&self.header).is_err();
     }
 
-    /// Reads the rings that came. Each means "look", and nothing else.
-    pub(crate) fn on_bell(&mut self, now: Micros, counters: &mut Counters) {
+    /// Takes in what epoll says of the doorbell.
+    pub(crate) fn on_bell(&mut self, now: Micros, flags: EpollFlags, counters: &mut Counters) {
         let Some(bell) = &mut self.bell else { return };
-        match bell.read(&mut [0; 256]) {
-            Ok(0) => self.lose_bell(now, counters),
-            Ok(_) => {}
-            Err(error)
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(_) => self.lose_bell(now, counters),
+        if bell.heard(flags).is_err() {
+            self.lose_bell(now, counters);
         }
     }
 
@@ -207,7 +203,7 @@ impl Registers {
     fn ring(&mut self, now: Micros, counters: &mut Counters) {
         let Some(bell) = &mut self.bell else { return };
         counters.bells_rung += 1;
-        match bell.write(&[1]) {
+        match bell.stream.write(&[1]) {
             Ok(_) => {}
             // A full pipe of rings says "look" already.
             Err(error)
@@ -239,6 +235,11 @@ impl Registers {
         }
         let seq = self.frames.take_lost()?;
         Some(DropNotice { drops: self.drops, seq, reason: None, orders: Vec::new() })
+    }
+
+    /// Whether frames wait for room in the write file.
+    pub(crate) fn frames_wait(&self) -> bool {
+        !self.frames.is_empty()
     }
 
     /// Forgets the frames that wait: their replica is gone.

@@ -1,15 +1,16 @@
 //! The process around a [`Host`]: one thread that waits for its guest's bell, its peers' links and
 //! its signals, and never for anything else.
 //!
-//! The order of a turn is the order of what others wait for: the guest's frames go out to the
-//! peers first, then what came from peers is taken in, and only then is the guest rung.
+//! The order of a turn is the order of what others wait for: the guest is rung at once if it waits
+//! for its own records, then its frames go out to the peers, then what came from peers is taken in,
+//! and the guest is rung if it waits for any of that.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
@@ -29,7 +30,7 @@ use crate::files;
 use crate::host::{Host, HostConfig, Input, Now, PeerFault};
 use crate::limits::{
     BELL_BYTES, EVENTS_PER_TURN, FULL_LOG_MS, LINK_DEAD_HEARTBEATS, LINK_DEAD_MS, MAX_INCARNATION,
-    RECOVERY_LOG_MS, RETIRED_LOOK_MS,
+    RECOVERY_LOG_MS, RETIRED_LOOK_MS, RINGS_UNREAD,
 };
 use crate::net::{FIRST_TOKEN, Level, Log, MappedHost, Net, NetConfig};
 
@@ -212,6 +213,7 @@ pub fn run(options: &Options, log: &mut dyn FnMut(Level, &str)) -> Result<(), Ag
         signals,
         start,
         exchange,
+        spin: Duration::from_micros(cluster.timing.spin_us),
         tick_at: Micros(0),
         full_logged: None,
         waits_logged: None,
@@ -290,6 +292,7 @@ const _: () = assert!(BELL < FIRST_TOKEN);
 struct Bell {
     listener: UnixListener,
     guest: Option<UnixStream>,
+    rings: u64,
 }
 
 impl Bell {
@@ -297,13 +300,14 @@ impl Bell {
         let listener = bell::listen(path).map_err(AgentError::file(path))?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL_LISTENER);
         epoll.add(&listener, event).map_err(system("epoll"))?;
-        Ok(Bell { listener, guest: None })
+        Ok(Bell { listener, guest: None, rings: 0 })
     }
 
     /// Takes a guest in, in place of the one before, and rings it: it may have slept for long.
     fn accept(&mut self, epoll: &Epoll) {
         let Ok((guest, _)) = self.listener.accept() else { return };
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL);
+        // Each ring is an event, read or not: see `heard`.
+        let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, BELL);
         if guest.set_nonblocking(true).is_ok() && epoll.add(&guest, event).is_ok() {
             self.guest = Some(guest);
             self.ring();
@@ -318,8 +322,15 @@ impl Bell {
         }
     }
 
-    /// Discards the rings that came: they mean "look", and the loop looks anyway.
-    fn drain(&mut self) {
+    /// A ring means "look", and the loop looks anyway. Now and then those that came are discarded,
+    /// so that there is always room for the next.
+    fn heard(&mut self, flags: EpollFlags) {
+        self.rings += 1;
+        if flags != EpollFlags::EPOLLIN {
+            self.guest = None; // It hung up.
+        } else if !self.rings.is_multiple_of(RINGS_UNREAD) {
+            return;
+        }
         let heard = self.guest.as_mut().map(|guest| guest.read(&mut [0; BELL_BYTES]));
         match heard {
             Some(Ok(0)) => self.guest = None,
@@ -338,6 +349,8 @@ struct Agent {
     signals: SignalFd,
     start: Instant,
     exchange: Micros,
+    /// How long it looks for work before it sleeps.
+    spin: Duration,
     tick_at: Micros,
     /// When a full ring was logged last.
     full_logged: Option<Micros>,
@@ -351,11 +364,13 @@ impl Agent {
     /// Turns until a signal comes.
     fn serve(&mut self, log: &mut Log<'_>) -> Result<(), AgentError> {
         let mut events = [EpollEvent::empty(); EVENTS_PER_TURN];
-        let mut more = true;
+        let (mut more, mut now) = (true, now(self.start));
         loop {
-            let count = self.sleep(&mut events, more)?;
-            let now = now(self.start);
+            let count = self.sleep(&mut events, more, now.mono)?;
+            now = self::now(self.start);
             self.guest(now, log);
+            // A guest that wants to be rung for its own records has one that makes a quorum whole.
+            self.ring();
             more = self.net.pump(now, &mut self.host, log);
             for event in &events[..count] {
                 match event.data() {
@@ -366,7 +381,7 @@ impl Agent {
                     }
                     LISTENER => self.net.accept(now.mono),
                     BELL_LISTENER => self.bell.accept(&self.net.epoll),
-                    BELL => self.bell.drain(),
+                    BELL => self.bell.heard(event.events()),
                     token => self.peer(token, now, log)?,
                 }
             }
@@ -379,30 +394,51 @@ impl Agent {
             self.net.expire(now, &mut self.host, log);
             self.net.dial(now.mono);
             more |= self.net.pump(now, &mut self.host, log);
-            if self.host.must_ring() {
-                self.bell.ring();
-            }
+            self.ring();
         }
     }
 
-    /// Waits for events, unless there is work; returns how many there are.
-    fn sleep(&mut self, events: &mut [EpollEvent], more: bool) -> Result<usize, AgentError> {
+    fn ring(&mut self) {
+        if self.host.must_ring() {
+            self.bell.ring();
+        }
+    }
+
+    /// Waits for events, unless there is work; returns how many there are. It is `now`, or a turn
+    /// later.
+    fn sleep(
+        &mut self,
+        events: &mut [EpollEvent],
+        more: bool,
+        now: Micros,
+    ) -> Result<usize, AgentError> {
+        let spun = Instant::now();
+        while !more && spun.elapsed() < self.spin {
+            let count = self.wait(events, EpollTimeout::ZERO)?;
+            if count > 0 || self.host.has_frames() {
+                return Ok(count);
+            }
+        }
         if !more {
             // The guest rings only those who say that they sleep: so look once more after that.
             self.host.registers_mut().doze();
         }
         let next = self.tick_at.min(self.net.next_deadline());
-        let wait = next.since(now(self.start).mono).0.div_ceil(1000);
+        let wait = next.since(now).0.div_ceil(1000);
         let wait = i32::try_from(wait).unwrap_or(i32::MAX);
         let wait = if more || self.host.has_frames() { 0 } else { wait };
         let timeout = EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::ZERO);
-        let count = match self.net.epoll.wait(events, timeout) {
-            Ok(count) => count,
-            Err(Errno::EINTR) => 0,
-            Err(error) => return Err(system("epoll")(error)),
-        };
+        let count = self.wait(events, timeout)?;
         self.host.registers_mut().wake();
         Ok(count)
+    }
+
+    fn wait(&self, events: &mut [EpollEvent], at_most: EpollTimeout) -> Result<usize, AgentError> {
+        match self.net.epoll.wait(events, at_most) {
+            Ok(count) => Ok(count),
+            Err(Errno::EINTR) => Ok(0),
+            Err(error) => Err(system("epoll")(error)),
+        }
     }
 
     fn guest(&mut self, now: Now, log: &mut Log<'_>) {

@@ -15,7 +15,7 @@ use shared_registers::ids::{Micros, Seq, ServerId};
 use shared_registers::layout::{DropReason, read};
 use shared_registers::limits::MAX_FRAMES_PER_TURN;
 use shared_registers::record::Record;
-use shared_registers::words::{Words, WordsMut};
+use shared_registers::words::{News, Words, WordsMut};
 
 use crate::admission::{Admission, Moment, Refusal};
 use crate::checkpoints::Checkpoints;
@@ -109,8 +109,8 @@ pub struct Host<R: WordsMut, W: Words> {
     covers: bool,
     /// The guest's frames waited for a checkpoint, and it is stable.
     resumed: bool,
-    /// Something was published that a sleeping guest would act on.
-    news: bool,
+    /// What was published that a sleeping guest may act on.
+    news: News,
 }
 
 impl<R: WordsMut, W: Words> Host<R, W> {
@@ -130,7 +130,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             full: vec![false; n],
             covers: false,
             resumed: false,
-            news: true,
+            news: News::ALL,
         };
         this.registers.set_stream_full(false);
         // What is here was exposed and counted before, or could have been.
@@ -149,11 +149,11 @@ impl<R: WordsMut, W: Words> Host<R, W> {
             Input::PeerUp(peer) => {
                 self.peers.up(peer, now.mono);
                 self.registers.count(Counter::LinkUps, 1);
-                self.news = true;
+                self.news |= News::ELSE;
             }
             Input::PeerDown(peer) => {
                 self.peers.down(peer);
-                self.news = true;
+                self.news |= News::ELSE;
             }
             Input::PeerFrame(peer, bytes) => return self.peer_frame(now, peer, bytes),
             Input::Tick => self.peers.announce(),
@@ -209,7 +209,8 @@ impl<R: WordsMut, W: Words> Host<R, W> {
     /// Whether the guest sleeps and must be rung, because something was published for it.
     pub fn must_ring(&mut self) -> bool {
         self.commit();
-        std::mem::take(&mut self.news) && self.registers.must_ring()
+        let news = std::mem::take(&mut self.news);
+        self.registers.must_ring(news)
     }
 
     /// Whether the guest has written frames that this host could take.
@@ -275,7 +276,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
                 Taken::Garbage => {
                     let next = self.registers.appended(self.me).next();
                     self.registers.notify_drop(next, DropReason::Framing, &[]);
-                    self.news = true;
+                    self.news |= News::ELSE;
                     continue;
                 }
                 Taken::Frame(frame) => {
@@ -291,7 +292,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
                 return Turn { more: false, full: self.note_full(full) };
             }
             self.registers.consume();
-            self.news = true;
+            self.news |= News::of(self.me);
         }
         Turn { more: self.registers.has_frames(), full: None }
     }
@@ -336,6 +337,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
                 // What is lost begins at the place that is still free, whatever the frame said.
                 let next = self.registers.appended(self.me).next();
                 self.registers.notify_drop(next, reason, &orders);
+                self.news |= News::ELSE;
             }
         }
         Ok(())
@@ -417,7 +419,8 @@ impl<R: WordsMut, W: Words> Host<R, W> {
                 self.registers.recovered(incarnation);
                 self.recovery = None;
                 self.peers.announce();
-                (self.resumed, self.news) = (true, true);
+                self.resumed = true;
+                self.news |= News::ELSE;
             }
         }
     }
@@ -459,7 +462,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         let jumped = self.registers.jump(cut, &jump.changes);
         if jumped {
             self.registers.count(Counter::Jumps, 1);
-            self.news = true;
+            self.news |= News::ELSE;
             // Nobody needs to send what lies before the cut.
             self.peers.announce();
         }
@@ -473,7 +476,8 @@ impl<R: WordsMut, W: Words> Host<R, W> {
     }
 
     fn expose(&mut self) {
-        self.news |= self.registers.expose();
+        let exposed = self.registers.expose();
+        self.news |= exposed;
         let stable = self.checkpoints.look(&self.registers);
         if stable > 0 {
             self.registers.count(Counter::Checkpoints, stable);

@@ -24,6 +24,9 @@ pub(crate) const READ_BYTES: usize = 1 << 17;
 pub(crate) const BELL_BYTES: usize = 1 << 12;
 /// Events that one wait returns; the rest come with the next.
 pub(crate) const EVENTS_PER_TURN: usize = 128;
+/// Rings of the guest's that are left unread at a time: each takes about 1 KiB of its socket's
+/// buffer, which holds 200, and a ring that finds no room there is none.
+pub(crate) const RINGS_UNREAD: u64 = 64;
 /// Full rings, which wait for a checkpoint, are logged at most so often.
 pub(crate) const FULL_LOG_MS: u64 = 10_000;
 /// Refusals are logged at most so often.

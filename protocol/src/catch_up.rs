@@ -15,6 +15,7 @@ use std::sync::Arc;
 use shared_registers::checkpoint::Claims;
 use shared_registers::ids::{Micros, Seq, ServerId};
 use shared_registers::record::{Accept, Body, Checkpoint, Record, Stamp};
+use shared_registers::words::News;
 
 use crate::replica::Replica;
 use crate::snapshot::Part;
@@ -152,6 +153,14 @@ impl<C> Core<C> {
         match self {
             Core::Replica { replica, at_work: true } => Some(replica),
             Core::Replica { .. } | Core::CatchingUp(_) => None,
+        }
+    }
+
+    /// For which news its host is to ring. One that is on its way to work reads all that there is.
+    pub fn wanted(&self) -> News {
+        match self {
+            Core::Replica { replica, at_work: true } => replica.wanted(),
+            Core::Replica { .. } | Core::CatchingUp(_) => News::ALL,
         }
     }
 

@@ -29,6 +29,7 @@ use shared_registers::crypto::ClusterId;
 use shared_registers::guest_side::{DropNotice, HostHint};
 use shared_registers::ids::{ClientId, Micros, OrderNumber, Seq, ServerId, Term};
 use shared_registers::record::{Accept, Body, Change, Reason, Record, Stamp, Vote};
+use shared_registers::words::News;
 
 use crate::application::Application;
 use crate::history::History;
@@ -283,6 +284,32 @@ impl Replica {
         let claim = checkpoint.as_ref().map(|claim| (claim.term, claim.batch));
         let accept = Accept { term, vote, checkpoint };
         self.write(What::Vote { term, upto, claim }, &Body::Accept(accept), out);
+    }
+
+    /// For which news its host is to ring: what may make it act or deliver. Of the rest it may learn
+    /// later, with the next that does: the sequencer need not see its own proposal come back, nor
+    /// anybody a vote when all that was proposed is committed. Each ring costs as much as a hop.
+    pub fn wanted(&self) -> News {
+        let Config { me, n, .. } = self.config;
+        let term = self.term;
+        let calm = self.is_active() && !self.window_full() && !self.frames.full();
+        let state = self.reader.term(term).filter(|s| calm && s.is_open() && !s.is_dead());
+        let Some(state) = state else { return News::ALL };
+        let untouched = term == Term(0) && state.last() == state.base().batch;
+        let committed = untouched || state.committed() == Some(state.last());
+        let (idle, sequencer) = (committed && self.frames.in_flight() == 0, self.is_sequencer());
+        // C1: whether the own vote makes the f + 1 whole, or the others' would have to come first.
+        let voted = |writer: &ServerId| self.reader.vote(*writer, term) >= Some(state.last());
+        let decides = ServerId::all(n).filter(voted).count() == n / 2;
+        let wants = |writer: &ServerId| match (sequencer, idle) {
+            (true, true) => false,
+            (true, false) => *writer != me,
+            (false, true) => *writer == term.sequencer(n),
+            (false, false) => *writer != me || decides,
+        };
+        let mut wanted = News::ELSE;
+        ServerId::all(n).filter(wants).for_each(|writer| wanted |= News::of(writer));
+        wanted
     }
 
     /// When [`Input::Idle`] must be given even if nothing happens before.

@@ -31,6 +31,8 @@ use crate::limits::{MAX_CLIENTS, MAX_PAYLOAD_BYTES, MAX_SERVERS, RegisterLimits}
 /// A client waits at most 16 times `resend_ms` before it sends an order again, and a server takes
 /// one that was not sent again for a minute for abandoned.
 const MAX_RESEND_MS: u64 = 3000;
+/// Largest `spin_us`: who looks for longer keeps a core for nothing.
+pub const MAX_SPIN_US: u64 = 10_000;
 
 /// What is wrong with the cluster's files: a sentence that says what, where, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,7 +63,7 @@ pub struct Cluster {
     pub servers: Vec<ServerAddresses>,
 }
 
-/// `[timing]` of `cluster.toml`, all in milliseconds.
+/// `[timing]` of `cluster.toml`, in milliseconds where a name does not say otherwise.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timing {
@@ -75,6 +77,9 @@ pub struct Timing {
     pub host_down_ms: u64,
     /// Hosts exchange their stream lengths so often.
     pub exchange_ms: u64,
+    /// For how many microseconds host agents and guests look for work before they sleep: waking
+    /// one up costs more than that where there is a core for each.
+    pub spin_us: u64,
 }
 
 impl Default for Timing {
@@ -85,6 +90,7 @@ impl Default for Timing {
             change_cap_ms: 20_000,
             host_down_ms: 100,
             exchange_ms: 25,
+            spin_us: 0,
         }
     }
 }
@@ -286,6 +292,10 @@ impl Cluster {
                 "change_ms = {change} is less than four times exchange_ms = {exchange}: hosts that \
                  are well would look silent"
             ));
+        }
+        if t.spin_us > MAX_SPIN_US {
+            let spin = t.spin_us;
+            return Err(format!("spin_us = {spin} is over {MAX_SPIN_US}"));
         }
         if t.resend_ms > MAX_RESEND_MS {
             let resend = t.resend_ms;
@@ -553,6 +563,7 @@ mod tests {
             ("id = 2", "id = 1", "id = 1"),
             ("change_ms = 600", "change_ms = 60", "change_ms = 60"),
             ("resend_ms = 300", "resend_ms = 30000", "resend_ms = 30000"),
+            ("spin_us = 0", "spin_us = 20000", "spin_us = 20000"),
         ];
         for (from, to, named) in cases {
             let text = sample().replacen(from, to, 1);

@@ -16,7 +16,7 @@ use crate::layout::{
 };
 use crate::limits::MAX_ORDERS_PER_BATCH;
 use crate::record::{HEADER_BYTES, Record};
-use crate::words::{Doorbell, Words, WordsMut, padded};
+use crate::words::{Doorbell, News, Words, WordsMut, padded};
 
 /// R8's hint about one host. For suspicion (P3), never for safety.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -357,9 +357,10 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
             .collect()
     }
 
-    /// Says that the guest is about to sleep. Look once more after this.
-    pub fn doze(&mut self) {
-        self.bell.doze(&self.write, write::GUEST_NAP);
+    /// Says that the guest is about to sleep, and for what it is to be rung. Look for that once more
+    /// after this.
+    pub fn doze(&mut self, wanted: News) {
+        self.bell.doze(&self.write, write::GUEST_NAP, wanted);
     }
 
     /// Says that the guest is awake.
@@ -367,12 +368,14 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
         self.bell.wake(&self.write, write::GUEST_NAP);
     }
 
-    /// Whether anything that the guest would act on may have come since it last looked. A stream
-    /// of which it was told that what it wants is reclaimed brings nothing.
-    pub fn has_news(&self) -> bool {
+    /// Whether any of what is `wanted` may have come since the guest last looked. A stream of which
+    /// it was told that what it wants is reclaimed brings nothing.
+    pub fn has_news(&self, wanted: News) -> bool {
         let news = |(writer, cursor): (ServerId, &Cursor)| {
             let exposed = self.word(writer, read::EXPOSED_AT, Ordering::Acquire);
-            !cursor.lost && (exposed > cursor.at || self.overtaken(writer))
+            wanted.has(News::of(writer))
+                && !cursor.lost
+                && (exposed > cursor.at || self.overtaken(writer))
         };
         self.read.load(read::DROPS, Ordering::Acquire) != self.drops
             || ServerId::all(self.geometry.n).zip(&self.cursors).any(news)
@@ -381,6 +384,7 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
     /// Whether the host sleeps and must be rung to see what was written since the last call.
     pub fn must_ring(&mut self) -> bool {
         // A host that is awake looks once more before it sleeps.
-        std::mem::take(&mut self.unrung) && self.bell.must_ring(&self.read, read::HOST_NAP)
+        std::mem::take(&mut self.unrung)
+            && self.bell.must_ring(&self.read, read::HOST_NAP, News::ELSE)
     }
 }

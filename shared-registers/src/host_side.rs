@@ -13,7 +13,7 @@ use crate::layout::{
     SET, floor_from_word, floor_to_word, floor_word, hint_word, read, write,
 };
 use crate::limits::MAX_ORDERS_PER_BATCH;
-use crate::words::{Doorbell, Words, WordsMut, padded};
+use crate::words::{Doorbell, News, Words, WordsMut, padded};
 use streams::Stream;
 
 /// What a host counts; each is a word of the read file, so that its guest can report it.
@@ -423,7 +423,7 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
 
     /// Says that the host is about to sleep. Look once more after this.
     pub fn doze(&mut self) {
-        self.bell.doze(&self.read, read::HOST_NAP);
+        self.bell.doze(&self.read, read::HOST_NAP, News::ELSE);
     }
 
     /// Says that the host is awake.
@@ -438,9 +438,9 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         head != self.consumed && (self.possible(head) || self.bad_head != Some(head))
     }
 
-    /// Whether the guest sleeps and must be rung to see what was published.
-    pub fn must_ring(&mut self) -> bool {
-        self.bell.must_ring(&self.write, write::GUEST_NAP)
+    /// Whether the guest sleeps and must be rung to see this news.
+    pub fn must_ring(&mut self, news: News) -> bool {
+        self.bell.must_ring(&self.write, write::GUEST_NAP, news)
     }
 }
 

@@ -19,7 +19,7 @@ pub const READ_MAGIC: u64 = u64::from_le_bytes(*b"DifATo_R");
 /// `DifATo_W`: the first word of a write file.
 pub const WRITE_MAGIC: u64 = u64::from_le_bytes(*b"DifATo_W");
 /// Version of both layouts and of the record format.
-pub const VERSION: u64 = 6;
+pub const VERSION: u64 = 7;
 
 /// Words of the read file's header.
 pub mod read {

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::BitOrAssign;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -14,6 +15,9 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+use crate::ids::ServerId;
+use crate::limits::MAX_SERVERS;
 
 /// Pages of a file that are made zero together begin and end at multiples of this.
 const PAGE_BYTES: usize = 4096;
@@ -363,11 +367,39 @@ pub const fn padded(len: usize) -> u64 {
     len.next_multiple_of(8) as u64
 }
 
+/// What can be news to a sleeper: a bit for each stream's records, and one for all else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct News(u64);
+
+impl News {
+    /// What is no record: drops, room, links, another incarnation.
+    pub const ELSE: News = News(1);
+    /// Anything.
+    pub const ALL: News = News(0xffff_ffff);
+
+    /// Records of `writer`.
+    pub const fn of(writer: ServerId) -> News {
+        News(2 << (writer.0 as u32 % MAX_SERVERS as u32))
+    }
+
+    /// Whether there is any of `other` in it.
+    pub const fn has(self, other: News) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+impl BitOrAssign for News {
+    fn bitor_assign(&mut self, other: News) {
+        self.0 |= other.0;
+    }
+}
+
 /// One side's view of the doorbell words: who sleeps, and whether it was rung already.
 ///
-/// A side that wants to sleep makes its word odd, fences, looks once more, and only then blocks.
-/// The other side publishes its work, fences, and rings if the word is odd, once per nap. Both
-/// words may hold anything (the guest's is hostile): the worst is a needless or missing ring.
+/// A side that wants to sleep says in its word which [`News`] it wants to be rung for, fences, looks
+/// once more, and only then blocks. The other side publishes its work, fences, and rings if the
+/// word wants any of that, once per nap. The upper half of the word counts naps. Both words may
+/// hold anything (the guest's is hostile): the worst is a needless or missing ring.
 #[derive(Default)]
 pub struct Doorbell {
     naps: u64,
@@ -378,14 +410,15 @@ impl Doorbell {
     /// A side whose word is `word`, going on from the naps of its earlier incarnations, so that no
     /// nap of its own looks like one that was rung before.
     pub fn resume<W: Words>(words: &W, word: usize) -> Doorbell {
-        let naps = words.load(word, Ordering::Relaxed) & !1;
+        let naps = words.load(word, Ordering::Relaxed) & !News::ALL.0;
         Doorbell { naps, rung: None }
     }
 
-    /// Says in `word` that this side is about to sleep. Look for work once more after this.
-    pub fn doze<W: WordsMut>(&mut self, words: &W, word: usize) {
-        self.naps = self.naps.wrapping_add(2);
-        words.store(word, self.naps | 1, Ordering::Relaxed);
+    /// Says in `word` that this side is about to sleep, and for what it is to be rung. Look for that
+    /// once more after this.
+    pub fn doze<W: WordsMut>(&mut self, words: &W, word: usize, wanted: News) {
+        self.naps = self.naps.wrapping_add(News::ALL.0 + 1);
+        words.store(word, self.naps | wanted.0, Ordering::Relaxed);
         words.fence();
     }
 
@@ -394,12 +427,12 @@ impl Doorbell {
         words.store(word, self.naps, Ordering::Relaxed);
     }
 
-    /// Whether the other side, whose word is `word`, sleeps and was not rung in this nap. Call it
-    /// after publishing; then ring.
-    pub fn must_ring<W: Words>(&mut self, words: &W, word: usize) -> bool {
+    /// Whether the other side, whose word is `word`, sleeps, waits for any of this `news`, and was
+    /// not rung in this nap. Call it after publishing; then ring.
+    pub fn must_ring<W: Words>(&mut self, words: &W, word: usize, news: News) -> bool {
         words.fence();
         let nap = words.load(word, Ordering::Relaxed);
-        if nap & 1 == 0 || self.rung == Some(nap) {
+        if nap & news.0 == 0 || self.rung == Some(nap) {
             return false;
         }
         self.rung = Some(nap);
@@ -464,13 +497,34 @@ mod tests {
     fn a_sleeper_is_rung_once_a_nap() {
         let words = VecWords::new(1);
         let (mut sleeper, mut ringer) = (Doorbell::default(), Doorbell::default());
-        assert!(!ringer.must_ring(&words, 0));
-        sleeper.doze(&words, 0);
-        assert!(ringer.must_ring(&words, 0));
-        assert!(!ringer.must_ring(&words, 0));
+        assert!(!ringer.must_ring(&words, 0, News::of(ServerId(2))));
+        sleeper.doze(&words, 0, News::ALL);
+        assert!(ringer.must_ring(&words, 0, News::of(ServerId(2))));
+        assert!(!ringer.must_ring(&words, 0, News::of(ServerId(2))));
         sleeper.wake(&words, 0);
-        assert!(!ringer.must_ring(&words, 0));
-        sleeper.doze(&words, 0);
-        assert!(ringer.must_ring(&words, 0));
+        assert!(!ringer.must_ring(&words, 0, News::of(ServerId(2))));
+        sleeper.doze(&words, 0, News::ALL);
+        assert!(ringer.must_ring(&words, 0, News::of(ServerId(2))));
+    }
+
+    #[test]
+    fn a_sleeper_is_rung_for_what_it_waits_for_and_nothing_else() {
+        let words = VecWords::new(1);
+        let (mut sleeper, mut ringer) = (Doorbell::default(), Doorbell::default());
+        let last = ServerId(MAX_SERVERS as u16 - 1);
+        let mut wanted = News::of(last);
+        wanted |= News::ELSE;
+        sleeper.doze(&words, 0, wanted);
+        for writer in (0..last.0).map(ServerId) {
+            assert!(!ringer.must_ring(&words, 0, News::of(writer)));
+        }
+        assert!(ringer.must_ring(&words, 0, News::of(last)));
+        assert!(!ringer.must_ring(&words, 0, News::ALL), "once a nap");
+        sleeper.doze(&words, 0, wanted);
+        assert!(ringer.must_ring(&words, 0, News::ELSE));
+        sleeper.wake(&words, 0);
+        assert!(!ringer.must_ring(&words, 0, News::ALL), "who is awake looks by itself");
+        let resumed = Doorbell::resume(&words, 0);
+        assert_eq!(resumed.naps, sleeper.naps, "naps go on where they were");
     }
 }

@@ -15,7 +15,7 @@ use shared_registers::ids::{Micros, Seq, ServerId, Term};
 use shared_registers::layout::{Geometry, read, stream_word};
 use shared_registers::limits::RegisterLimits;
 use shared_registers::record::{Body, Change, Reason, Record, Stamp};
-use shared_registers::words::{VecWords, Words, WordsMut};
+use shared_registers::words::{News, VecWords, Words, WordsMut};
 
 const N: usize = 3;
 const ME: ServerId = ServerId(0);
@@ -305,16 +305,16 @@ fn a_guest_at_the_end_of_a_stream_is_told_of_a_jump_and_is_not_kept_awake_by_it(
     let mut host = files.create();
     fill(&mut host, OTHER, 0, 3);
     let (mut guest, mut next) = (files.guest(), 1);
-    assert!(!read(&mut guest, OTHER, &mut next) && !guest.has_news());
+    assert!(!read(&mut guest, OTHER, &mut next) && !guest.has_news(News::ALL));
     host.jump(&[0, 9, 0], &[None, change(9), None]);
-    assert!(guest.has_news(), "nothing comes after it, and yet the guest lacks records");
-    assert!(read(&mut guest, OTHER, &mut next) && !guest.has_news());
+    assert!(guest.has_news(News::ALL), "nothing comes after it, and yet the guest lacks records");
+    assert!(read(&mut guest, OTHER, &mut next) && !guest.has_news(News::ALL));
     assert_eq!(guest.first(OTHER), Seq(9));
     // It may start behind what is exposed so far: what its snapshot covers is passed over.
     assert!(guest.seek(OTHER, Seq(8)).is_err());
     assert_eq!(guest.seek(OTHER, Seq(11)), Ok(()));
     next = 12;
-    assert!(!read(&mut guest, OTHER, &mut next) && !guest.has_news());
+    assert!(!read(&mut guest, OTHER, &mut next) && !guest.has_news(News::ALL));
     fill(&mut host, OTHER, 0, 14);
     assert!(!read(&mut guest, OTHER, &mut next));
     assert_eq!(next, 15);

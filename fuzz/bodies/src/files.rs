@@ -13,7 +13,7 @@ use shared_registers::ids::{Micros, Seq, ServerId, Term};
 use shared_registers::layout::{Geometry, HEADER_BYTES, read, stream_word, write};
 use shared_registers::limits::RegisterLimits;
 use shared_registers::record::{Body, Change, Reason, Record, Stamp};
-use shared_registers::words::{VecWords, Words, WordsMut};
+use shared_registers::words::{News, VecWords, Words, WordsMut};
 
 use crate::acts;
 use crate::drafts::{CLIENTS, CLUSTER, MAX_PAYLOAD, N, order_key};
@@ -196,8 +196,8 @@ fn read_all(guest: &mut GuestRegisters<Memory, Memory>) {
         assert!(notice.orders.len() <= shared_registers::limits::MAX_ORDERS_PER_BATCH);
     }
     assert_eq!(guest.hints().count(), N);
-    let _ = (guest.drained(), guest.stream_full(), guest.counters(), guest.has_news());
-    guest.doze();
+    let _ = (guest.drained(), guest.stream_full(), guest.counters(), guest.has_news(News::ALL));
+    guest.doze(News::ALL);
     guest.must_ring();
 }
 

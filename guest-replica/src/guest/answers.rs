@@ -83,7 +83,7 @@ impl Guest<'_> {
     /// Gives the core one message, and passes its answers on at once: thus how much they may take
     /// is bounded by the room in their connection.
     fn step(&mut self, input: Input<'_>) {
-        let (before, now) = (self.out.len(), self.clock.now());
+        let (before, now) = (self.out.len(), self.now);
         let Some(replica) = self.core.at_work() else {
             self.counters.not_at_work += 1;
             return;

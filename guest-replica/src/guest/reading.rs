@@ -38,7 +38,7 @@ impl Guest<'_> {
     }
 
     fn read_record(&mut self, writer: ServerId) -> Result<bool, GuestError> {
-        let now = self.clock.now();
+        let now = self.now;
         let Some(replica) = self.core.replica_mut() else { return Ok(false) };
         match self.registers.files.next(writer) {
             Next::Nothing => return Ok(false),
@@ -73,7 +73,7 @@ impl Guest<'_> {
         // What it wanted to write, and what still waits to be written, is of a replica that is gone.
         self.out.retain(|output| !matches!(output, Output::Write { .. }));
         self.registers.forget_frames();
-        let now = self.clock.now();
+        let now = self.now;
         let files = &mut self.registers.files;
         let catch_up = CatchUp::new(&self.config, now, parts, stable, files);
         self.core = Core::CatchingUp(Box::new(catch_up));
@@ -81,7 +81,7 @@ impl Guest<'_> {
 
     /// Goes on with catching up. Returns whether there is more to do at once.
     pub(super) fn catch_up(&mut self) -> Result<bool, GuestError> {
-        let now = self.clock.now();
+        let now = self.now;
         let Guest { core, registers, peers, store, counters, .. } = self;
         let Core::CatchingUp(catch_up) = core else { return Ok(false) };
         let more = catch_up.turn(now, registers, peers, store, counters)?;

@@ -20,7 +20,7 @@ use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::host_side::Counter;
 use shared_registers::ids::{Seq, ServerId};
 use shared_registers::layout::{LinkState, SET, read};
-use shared_registers::words::{MappedReadOnly, MappedReadWrite};
+use shared_registers::words::{MappedReadOnly, MappedReadWrite, News};
 
 use crate::world::accept;
 
@@ -198,8 +198,8 @@ impl Guest {
             if self.bodies[writer].len() >= count {
                 return;
             }
-            self.registers.doze();
-            if !self.registers.has_news() {
+            self.registers.doze(News::ALL);
+            if !self.registers.has_news(News::ALL) {
                 let mut fds = [PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
                 let left = PATIENCE.saturating_sub(start.elapsed());
                 poll(&mut fds, PollTimeout::try_from(left).unwrap()).unwrap();

@@ -5,6 +5,7 @@ use shared_registers::guest_side::Next;
 use shared_registers::host_side::{Counter, StreamFull};
 use shared_registers::ids::{Seq, ServerId, Term};
 use shared_registers::layout::DropReason;
+use shared_registers::words::News;
 
 use crate::world::{World, accept, change, claim, propose};
 
@@ -281,7 +282,7 @@ fn a_guest_that_reads_nothing_is_told_and_one_that_keeps_up_reads_all() {
         world.settle();
     }
     assert!(matches!(world.guest(2).next(ServerId(0)), Next::Reclaimed));
-    assert!(!world.guest(2).has_news() || world.copied(2, 1) > 0);
+    assert!(!world.guest(2).has_news(News::ALL) || world.copied(2, 1) > 0);
     // What is still there it reads whole, from the first on.
     world.guest(2).rewind(ServerId(0));
     let (first, all) = (world.first(2)[0], world.read(2, 0));

@@ -3,7 +3,7 @@
 use crate::support::{CHANGE_MS, Cluster, HOST_DOWN_MS, order};
 use protocol::messages::{Refusal, ToClient, ToServer};
 use shared_registers::host_side::Counter;
-use shared_registers::ids::{ClientId, ServerId, Term};
+use shared_registers::ids::{ClientId, Micros, ServerId, Term};
 use shared_registers::record::{Body, Change, Reason};
 
 #[test]
@@ -49,6 +49,45 @@ fn the_normal_case_costs_one_propose_two_accepts_and_six_frames() {
     assert_eq!(count(&cluster, Counter::Accepts), 100);
     assert_eq!(count(&cluster, Counter::RecordFramesSent), 50 * 6);
     assert_eq!(cluster.received.values().map(Vec::len).sum::<usize>(), 150);
+}
+
+#[test]
+fn a_guest_is_rung_for_what_it_acts_on_and_nothing_else() {
+    for f in 1..=3 {
+        let mut cluster = Cluster::new(f);
+        cluster.settle_by_ringing();
+        for count in 1..=5 {
+            cluster.send(0, order(cluster.n, 0, 1, count, b""));
+            cluster.look(0); // A message is an event of its own.
+            let looks = cluster.settle_by_ringing();
+            assert!(cluster.delivered(count), "f = {f}: everyone was rung for what it lacked");
+            // Its votes alone; a proposal, and what commits it.
+            assert_eq!((looks[0], &looks[1..]), (1, &vec![2; 2 * f][..]), "f = {f}");
+        }
+        // Votes that nobody was rung for are read with what comes next, or by the clock.
+        cluster.settle();
+        assert!((1..=2 * f).all(|i| cluster.counter(i, "records_read") == 5 * (2 * f as u64 + 1)));
+    }
+}
+
+#[test]
+fn a_change_of_sequencers_needs_no_look_but_those_that_are_rung_for() {
+    let mut cluster = Cluster::new(1);
+    cluster.settle();
+    cluster.kill_guest(0);
+    for to in [1, 2] {
+        cluster.send(to, order(3, 0, 1, 1, b""));
+    }
+    cluster.settle_by_ringing();
+    // Both come to suspect the dead one by their own clocks, and act on the other's word.
+    cluster.now = cluster.now.plus(Micros::from_ms(CHANGE_MS + 1));
+    cluster.look(1);
+    cluster.settle_by_ringing();
+    assert_eq!(cluster.status(2).0, Term(0), "one is not enough");
+    cluster.look(2);
+    cluster.settle_by_ringing();
+    assert_eq!((cluster.status(1).0, cluster.status(2).0), (Term(1), Term(1)));
+    assert_eq!(cluster.replies(0, 1).len(), 2, "and the order is delivered in the new term");
 }
 
 #[test]

@@ -212,6 +212,28 @@ impl Cluster {
         panic!("the cluster does not come to rest");
     }
 
+    /// As [`Self::settle`], but a guest looks only when its host rings it, as those do that sleep in
+    /// between. Returns how often each looked.
+    pub(crate) fn settle_by_ringing(&mut self) -> Vec<u32> {
+        let mut looks = vec![0; self.n];
+        (0..self.n).for_each(|i| self.doze(i));
+        for _ in 0..10_000 {
+            let mut any = self.pump_hosts();
+            for (i, looks) in looks.iter_mut().enumerate() {
+                if self.servers[i].host.must_ring() {
+                    any = true;
+                    *looks += 1;
+                    self.pump_guest(i);
+                    self.doze(i);
+                }
+            }
+            if !any {
+                return looks;
+            }
+        }
+        panic!("the cluster does not come to rest");
+    }
+
     fn pump_hosts(&mut self) -> bool {
         let mut any = false;
         let now = self.clock();
@@ -235,6 +257,24 @@ impl Cluster {
             }
         }
         any
+    }
+
+    /// A guest goes to sleep, unless there is something that it wants.
+    fn doze(&mut self, i: usize) {
+        loop {
+            let Server { replica, registers, .. } = &mut self.servers[i];
+            let wanted = replica.wanted();
+            registers.doze(wanted);
+            if !registers.has_news(wanted) {
+                return;
+            }
+            self.pump_guest(i);
+        }
+    }
+
+    /// A guest looks, because of the clock.
+    pub(crate) fn look(&mut self, i: usize) {
+        self.pump_guest(i);
     }
 
     fn pump_guest(&mut self, i: usize) -> bool {

@@ -26,7 +26,7 @@ use crate::ids::{Seq, ServerId, Term};
 use crate::layout::{SET, hint_word, read, stream_word};
 use crate::limits::{MAX_PLACE, MAX_RECORDS, RECLAIM_AHEAD};
 use crate::record::{self, Body, Checkpoint, Record, Stamp};
-use crate::words::{Words, WordsMut, padded};
+use crate::words::{News, Words, WordsMut, padded};
 
 /// What the host knows of a stream. Whatever grows with its records is bounded by the ring that
 /// holds them.
@@ -479,10 +479,9 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         self.read.fence();
     }
 
-    /// Exposes to the guest whatever has its causal past exposed (R4). Returns whether there was
-    /// anything.
-    pub fn expose(&mut self) -> bool {
-        let mut any = false;
+    /// Exposes to the guest whatever has its causal past exposed (R4). Returns what there was.
+    pub fn expose(&mut self) -> News {
+        let mut news = News::default();
         loop {
             let mut progress = false;
             for writer in ServerId::all(self.geometry.n) {
@@ -495,11 +494,12 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
                     let word = |which| stream_word(writer, which);
                     self.read.store(word(read::EXPOSED_SEQ), seq, Ordering::Relaxed);
                     self.read.store(word(read::EXPOSED_AT), end, Ordering::Release);
-                    (progress, any) = (true, true);
+                    progress = true;
+                    news |= News::of(writer);
                 }
             }
             if !progress {
-                return any;
+                return news;
             }
         }
     }

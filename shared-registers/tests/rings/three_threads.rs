@@ -9,6 +9,7 @@ use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::host_side::{HostRegisters, Taken};
 use shared_registers::ids::{Seq, ServerId};
 use shared_registers::layout::{HEADER_BYTES, read, stream_word, write};
+use shared_registers::words::News;
 use shuttle::scheduler::RandomScheduler;
 use shuttle::sync::atomic::AtomicU64;
 use shuttle::sync::mpsc::{Receiver, Sender, channel};
@@ -51,7 +52,7 @@ fn read(guest: &mut Guest, mut count: u64) -> u64 {
 /// Writes a frame, asleep while there is no room for it.
 fn write(guest: &mut Guest, seq: u64, ring: &Sender<()>, bell: &Receiver<()>) {
     while guest.write(Seq(seq), &body(seq, 1)).is_err() {
-        guest.doze();
+        guest.doze(News::ALL);
         if guest.write(Seq(seq), &body(seq, 1)).is_ok() {
             guest.wake();
             break;
@@ -71,7 +72,7 @@ fn guest(mut guest: Guest, ring: &Sender<()>, bell: &Receiver<()>) {
     }
     let mut count = 0;
     while count < FRAMES {
-        guest.doze();
+        guest.doze(News::ALL);
         count = read(&mut guest, count);
         if count < FRAMES {
             bell.recv().expect("the host lives");
@@ -109,7 +110,7 @@ fn host(
     let mut count = 0;
     loop {
         count = take(&mut host, count);
-        if host.must_ring() {
+        if host.must_ring(News::ALL) {
             ring.send(()).expect("the guest lives until it has read all");
         }
         if count == FRAMES {

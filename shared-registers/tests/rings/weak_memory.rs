@@ -15,6 +15,7 @@ use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::host_side::{HostRegisters, StreamFull, Taken};
 use shared_registers::ids::{Seq, ServerId};
 use shared_registers::layout::{DropReason, HEADER_BYTES, read, stream_word, write};
+use shared_registers::words::News;
 
 use crate::backing::{Modelled, Weakness};
 use crate::{body, geometry, record};
@@ -112,7 +113,7 @@ fn records(weakness: Weakness) {
             let body = body(seq, 1);
             let (record, bytes) = record(seq, &body);
             host.append(&record, &bytes).unwrap();
-            assert!(host.expose());
+            assert_ne!(host.expose(), News::default());
         }
         let body = body(3, 1);
         let (record, bytes) = record(3, &body);
@@ -249,10 +250,10 @@ fn guest_sleeps(weakness: Weakness) {
         let (record, bytes) = record(1, &body);
         host.append(&record, &bytes).unwrap();
         host.expose();
-        host.must_ring()
+        host.must_ring(News::ALL)
     });
-    guest.doze();
-    let saw = guest.has_news();
+    guest.doze(News::ALL);
+    let saw = guest.has_news(News::ALL);
     let rang = writer.join().unwrap();
     assert!(saw || rang, "a guest sleeps over a record");
 }

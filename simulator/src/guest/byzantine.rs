@@ -16,6 +16,7 @@ use shared_registers::crypto::MacKey;
 use shared_registers::guest_side::{DropNotice, GuestRegisters, Next};
 use shared_registers::ids::{ClientId, Micros, Seq, ServerId, Term};
 use shared_registers::record::Body;
+use shared_registers::words::News;
 
 use super::catch_up::CatchUp;
 use super::script::Script;
@@ -158,8 +159,8 @@ impl Byzantine {
         }
         for _ in 0..TURNS {
             self.turn(silent, &mut wanted, out);
-            self.registers.doze();
-            if !self.ready || !self.registers.has_news() {
+            self.registers.doze(News::ALL);
+            if !self.ready || !self.registers.has_news(News::ALL) {
                 break;
             }
             self.registers.wake();

@@ -13,6 +13,7 @@ use shared_registers::crypto::Digest;
 use shared_registers::guest_side::{GuestRegisters, Next};
 use shared_registers::ids::{ClientId, Micros, OrderNumber, Seq, ServerId};
 use shared_registers::record::Checkpoint;
+use shared_registers::words::News;
 
 use super::catch_up::CatchUp;
 use super::store::Store;
@@ -122,9 +123,13 @@ impl Correct {
         }
         for _ in 0..TURNS {
             let more = self.turn(now, std::mem::take(&mut rung), out);
-            self.registers.doze();
+            let wanted = match self.frames.is_empty() {
+                true => self.core.wanted(),
+                false => News::ALL,
+            };
+            self.registers.doze(wanted);
             let reads = self.drained || self.store.is_some();
-            let news = reads && self.registers.has_news();
+            let news = reads && self.registers.has_news(wanted);
             if !more && !news {
                 return;
             }

@@ -31,7 +31,7 @@ use shared_registers::ids::{ClientId, Micros, OrderId, Seq, ServerId};
 use shared_registers::layout::LinkState;
 use shared_registers::link::{Link, LinkError, Party};
 use shared_registers::record::{Body, Record, Stamp};
-use shared_registers::words::{MappedReadOnly, MappedReadWrite};
+use shared_registers::words::{MappedReadOnly, MappedReadWrite, News};
 
 pub(crate) const N: usize = 3;
 pub(crate) const CLIENTS: u32 = 4;
@@ -331,7 +331,7 @@ fn play_hosts(mut hosts: Vec<Host>, stop: &AtomicBool) {
                 host.bell = Some(stream);
             }
             host.files.expose();
-            if host.files.must_ring()
+            if host.files.must_ring(News::ALL)
                 && let Some(bell) = &mut host.bell
             {
                 let _ = bell.write(&[1]);
