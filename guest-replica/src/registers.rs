@@ -102,7 +102,6 @@ impl Registers {
         geometry.check_write(&write).map_err(layout(&places.write))?;
         let files = GuestRegisters::attach(geometry, header.clone(), write)
             .map_err(layout(&places.read))?;
-        files.populate();
         Ok(Some(Registers {
             life: (files.incarnation(), files.recovering().is_some()),
             files,

@@ -93,9 +93,6 @@ pub(crate) fn open(
     opened.read.sync_all().map_err(AgentError::file(&read))?;
     let folder = paths.registers(geometry.server);
     File::open(&folder).and_then(|folder| folder.sync_all()).map_err(AgentError::file(&folder))?;
-    // Synced pages stay so: else the first sync to come would write whole rings.
-    let new = !durable && opened.registers.appended(geometry.server).0 == 0;
-    opened.registers.populate(new);
     match fs::remove_file(&fresh) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(AgentError::file(&fresh)(error))

@@ -124,15 +124,6 @@ impl<R: Words, W: WordsMut> GuestRegisters<R, W> {
         })
     }
 
-    /// Maps all rings at once: records then cost no page faults, each as much as a hop, and this
-    /// process's resident memory is at its start what it will be.
-    pub fn populate(&self) {
-        for writer in ServerId::all(self.geometry.n) {
-            self.geometry.stream_ring(writer).populate(&self.read, false);
-        }
-        self.geometry.frame_ring().populate(&self.write, false);
-    }
-
     /// Whose files, and their shape.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry

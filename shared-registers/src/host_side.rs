@@ -279,15 +279,6 @@ impl<R: WordsMut, W: Words> HostRegisters<R, W> {
         HostRegisters { durable, ..self }
     }
 
-    /// As [`GuestRegisters::populate`](crate::guest_side::GuestRegisters::populate); `new` if nothing
-    /// was appended yet.
-    pub fn populate(&self, new: bool) {
-        for writer in ServerId::all(self.geometry.n) {
-            self.geometry.stream_ring(writer).populate(&self.read, new);
-        }
-        self.geometry.frame_ring().populate(&self.write, false);
-    }
-
     /// Whose files, and their shape.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry

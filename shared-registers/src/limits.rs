@@ -24,6 +24,11 @@ pub const MAX_PLACE: u64 = 1 << 62;
 pub const RECLAIM_AHEAD: u64 = 16;
 /// Checkpoint claims of one writer that are counted at a time: the newest (section 6).
 pub const CLAIMS_HELD: usize = 16;
+/// Bytes of a mapped file whose pages are mapped together, when the first of them is needed: what a
+/// process has mapped exceeds what it has used by at most as much in each ring. Mapping them takes
+/// a fraction of a millisecond, so that fewer than one record in a hundred should wait for it, also
+/// of those with 4 KiB.
+pub const POPULATED_BYTES: usize = 1 << 20;
 /// Frames that a host takes from its guest before it looks at its peers again.
 pub const MAX_FRAMES_PER_TURN: usize = 64;
 /// Bytes that wait in a link's send buffer before its sender holds back.

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::ops::BitOrAssign;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -17,7 +17,7 @@ use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::ids::ServerId;
-use crate::limits::MAX_SERVERS;
+use crate::limits::{MAX_SERVERS, POPULATED_BYTES};
 
 /// Pages of a file that are made zero together begin and end at multiples of this.
 const PAGE_BYTES: usize = 4096;
@@ -37,12 +37,6 @@ pub trait Words {
         for index in start..start + count {
             out.extend_from_slice(&self.load(index, Ordering::Relaxed).to_le_bytes());
         }
-    }
-    /// Maps `count` words from `start` on, if there is anything to map, so that using them for the
-    /// first time costs nothing later; also storing to them, if they are `new` and hold nothing yet.
-    /// A hint: whether it worked shows in nothing but time.
-    fn populate(&self, start: usize, count: usize, new: bool) {
-        let _ = (start, count, new);
     }
     /// Whether there are no words.
     fn is_empty(&self) -> bool {
@@ -114,9 +108,6 @@ impl<W: Words + ?Sized> Words for std::sync::Arc<W> {
     fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
         (**self).copy_out(start, count, out);
     }
-    fn populate(&self, start: usize, count: usize, new: bool) {
-        (**self).populate(start, count, new);
-    }
 }
 
 impl<W: WordsMut + ?Sized> WordsMut for std::sync::Arc<W> {
@@ -140,6 +131,9 @@ struct Mapping {
     words: NonNull<AtomicU64>,
     len: usize,
     map: MmapRaw,
+    /// Of each chunk of pages whether it is populated. Chunks begin behind the first page, as rings
+    /// do.
+    reached: Box<[AtomicBool]>,
 }
 
 // SAFETY: the mapping is memory that any thread may reach; it is touched through atomics alone and
@@ -156,7 +150,9 @@ impl Mapping {
         let words = NonNull::new(map.as_mut_ptr().cast::<AtomicU64>())
             .filter(|p| p.is_aligned())
             .ok_or_else(|| io::Error::other("the mapping is not aligned"))?;
-        Ok(Mapping { words, len: map.len() / 8, map })
+        let chunks = map.len().saturating_sub(PAGE_BYTES).div_ceil(POPULATED_BYTES);
+        let reached = (0..chunks).map(|_| AtomicBool::new(false)).collect();
+        Ok(Mapping { words, len: map.len() / 8, map, reached })
     }
 
     fn words(&self) -> &[AtomicU64] {
@@ -166,15 +162,34 @@ impl Mapping {
         unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
     }
 
-    fn populate(&self, start: usize, count: usize, how: Advice) {
+    /// Maps the pages of the chunks that so many words lie in, unless that was done before: so the
+    /// next chunk's worth of records costs no page faults, and what nobody has come to yet costs no
+    /// memory. After the first lap of a ring this is one look at a flag. Populating for stores makes
+    /// pages dirty before they are used, so a file that is synced is written a chunk ahead.
+    fn reach(&self, start: usize, count: usize, how: Advice) {
+        let chunk = |word: usize| (8 * word).saturating_sub(PAGE_BYTES) / POPULATED_BYTES;
+        for chunk in chunk(start)..=chunk(start + count.saturating_sub(1)) {
+            if self.reached.get(chunk).is_some_and(|reached| !reached.load(Ordering::Relaxed)) {
+                self.populate(chunk, how);
+            }
+        }
+    }
+
+    /// Whether it worked shows in nothing but time, and in resident memory.
+    #[cold]
+    fn populate(&self, chunk: usize, how: Advice) {
+        self.reached[chunk].store(true, Ordering::Relaxed);
+        let at = PAGE_BYTES + chunk * POPULATED_BYTES;
+        let bytes = POPULATED_BYTES.min(self.map.len() - at);
         // What lies on a disk only comes in large parts.
         for advice in [Advice::Sequential, how, Advice::Random] {
-            let _ = self.map.advise_range(advice, start * 8, count * 8);
+            let _ = self.map.advise_range(advice, at, bytes);
         }
     }
 
     fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
         let words = &self.words()[start..start + count];
+        self.reach(start, count, Advice::PopulateRead);
         let before = out.len();
         out.resize(before + 8 * count, 0);
         let (room, _) = out[before..].as_chunks_mut::<8>();
@@ -204,9 +219,6 @@ impl Words for MappedReadOnly {
     fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
         self.0.copy_out(start, count, out);
     }
-    fn populate(&self, start: usize, count: usize, _: bool) {
-        self.0.populate(start, count, Advice::PopulateRead);
-    }
 }
 
 /// A file mapped for reading and writing, shared with everyone else who maps it.
@@ -230,11 +242,6 @@ impl Words for MappedReadWrite {
     fn copy_out(&self, start: usize, count: usize, out: &mut Vec<u8>) {
         self.0.copy_out(start, count, out);
     }
-    fn populate(&self, start: usize, count: usize, new: bool) {
-        // That makes pages dirty, which a file with something in it would be written anew for.
-        let how = if new { Advice::PopulateWrite } else { Advice::PopulateRead };
-        self.0.populate(start, count, how);
-    }
 }
 
 impl WordsMut for MappedReadWrite {
@@ -244,6 +251,7 @@ impl WordsMut for MappedReadWrite {
     fn copy_in(&self, start: usize, bytes: &[u8]) {
         let (whole, rest) = bytes.as_chunks::<8>();
         let words = &self.0.words()[start..start + whole.len() + usize::from(!rest.is_empty())];
+        self.0.reach(start, words.len(), Advice::PopulateWrite);
         for (word, bytes) in words.iter().zip(whole) {
             word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
         }
@@ -349,11 +357,6 @@ impl Ring {
         let first = self.before_wrap(start).min(len);
         words.clear(self.word(start), (first / 8) as usize);
         words.clear(self.base, ((len - first) / 8) as usize);
-    }
-
-    /// Maps the ring's pages, all at once; see [`Words::populate`].
-    pub fn populate<W: Words>(&self, words: &W, new: bool) {
-        words.populate(self.base, (self.bytes / 8) as usize, new);
     }
 
     /// The one word at place `at`.
@@ -466,31 +469,65 @@ mod tests {
         let (rw, ro) = (MappedReadWrite::map(&file).unwrap(), MappedReadOnly::map(&file).unwrap());
         rw.store(5, 42, Ordering::Release);
         assert_eq!(ro.load(5, Ordering::Acquire), 42);
-        // Populated before or after, and past the end: it changes nothing.
-        ro.populate(0, 512, false);
-        ro.populate(0, 1 << 20, false);
-        assert_eq!(ro.load(5, Ordering::Acquire), 42);
-        rw.store(6, 43, Ordering::Release);
-        assert_eq!(ro.load(6, Ordering::Acquire), 43);
+    }
+
+    /// KiB that are resident of the mappings of a file with these permissions, in this process.
+    fn resident(file: &tempfile::NamedTempFile, permissions: &str) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let (mut ours, mut sum) = (false, 0);
+        for line in maps.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                // START-END PERMISSIONS OFFSET DEVICE INODE PATH; the path only of a file.
+                [range, found, _, _, _, ref path @ ..] if range.contains('-') => {
+                    let path = path.first().copied().unwrap_or_default();
+                    ours = path == file.path().to_str().unwrap() && found.starts_with(permissions);
+                }
+                ["Rss:", kib, _] if ours => sum += kib.parse::<u64>().unwrap(),
+                _ => {}
+            }
+        }
+        sum
     }
 
     #[test]
-    fn a_ring_that_is_populated_is_resident() {
+    fn pages_are_populated_chunk_by_chunk_as_a_ring_is_used() {
+        const CHUNK: u64 = POPULATED_BYTES as u64;
+        const KIB: u64 = CHUNK >> 10;
         let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(1 << 20).unwrap();
-        let name = file.path().to_str().unwrap();
-        let ring = Ring { base: 512, bytes: 1 << 18 };
+        // The last chunk ends with the file, in the middle.
+        file.as_file().set_len(PAGE_BYTES as u64 + 4 * CHUNK + CHUNK / 2).unwrap();
         let writes = MappedReadWrite::map(file.as_file()).unwrap();
-        ring.populate(&writes, true);
         let reads = MappedReadOnly::map(file.as_file()).unwrap();
-        ring.populate(&reads, false);
-        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let ours = maps.split(name).skip(1);
-        let resident = |map: &str| {
-            let line = map.lines().find(|line| line.starts_with("Rss:")).unwrap();
-            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+        let (ring, rest) = (
+            Ring { base: PAGE_BYTES / 8, bytes: 4 * CHUNK },
+            Ring { base: (PAGE_BYTES + 4 * POPULATED_BYTES) / 8, bytes: CHUNK / 2 },
+        );
+        let are = |written, read, what: &str| {
+            let found = (resident(&file, "rw"), resident(&file, "r-"));
+            assert_eq!(found, (written, read), "{what}");
         };
-        assert_eq!(ours.map(resident).collect::<Vec<_>>(), [256, 256]);
+        are(0, 0, "nothing was used");
+        let mut out = Vec::new();
+        ring.put(&writes, 0, &[1; 8]);
+        are(KIB, 0, "one side writes");
+        ring.get(&reads, CHUNK - 8, 8, &mut out);
+        are(KIB, KIB, "the other reads");
+        ring.put(&writes, CHUNK - 8, &[2; 8]);
+        are(KIB, KIB, "both are there");
+        ring.put(&writes, CHUNK - 8, &[2; 16]);
+        are(2 * KIB, KIB, "a record reaches into the next");
+        // Where somebody begins who attaches later, and any place that a damaged file may name.
+        ring.get(&reads, u64::MAX - 15, 16, &mut out);
+        are(2 * KIB, 2 * KIB, "the last words of the ring");
+        ring.put(&writes, 8 * CHUNK - 8, &[3; 16]);
+        are(3 * KIB, 2 * KIB, "across the wrap");
+        rest.put(&writes, 0, &[4; 8]);
+        rest.get(&reads, CHUNK / 2 - 8, 16, &mut out);
+        are(3 * KIB + KIB / 2, 2 * KIB + KIB / 2, "a ring smaller than a chunk");
+        ring.put(&writes, 0, &vec![5; ring.bytes as usize]);
+        ring.put(&writes, ring.bytes, &vec![6; ring.bytes as usize]);
+        are(4 * KIB + KIB / 2, 2 * KIB + KIB / 2, "all of it, twice");
     }
 
     #[test]

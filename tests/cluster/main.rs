@@ -17,6 +17,7 @@ mod failures;
 mod flood;
 mod full_disk;
 mod guard;
+mod memory;
 mod noise;
 mod recovery;
 mod rejoin;

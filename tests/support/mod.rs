@@ -3,6 +3,7 @@
 
 pub(crate) mod clients;
 pub(crate) mod command;
+pub(crate) mod memory;
 pub(crate) mod permit;
 
 use std::cell::RefCell;
