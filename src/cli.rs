@@ -284,6 +284,10 @@ pub(crate) struct BenchArgs {
     /// loopback TCP (a round is 8 hops), before and after the payloads.
     #[arg(long)]
     pub(crate) floor: bool,
+    /// Also trace up to 2000 requests of each payload, one at a time, and print where their time
+    /// goes, hop by hop. Needs the operator's key, and all servers on this machine.
+    #[arg(long)]
+    pub(crate) trace: bool,
 }
 
 /// What `bench` and `demo` measure.
@@ -307,7 +311,11 @@ const DEFAULT_PAYLOADS: &str = "0/0,0/4096,4096/4096";
 const PAYLOADS: &str = "\
 A request carries 8 bytes more than its size says: `ECHO` and the size of the reply that it asks
 for. The JSON file holds an array of objects with the keys payload, requests, outstanding, mean_us,
-p50_us, p99_us, max_us and requests_per_s; with --floor its last element has the payload `floor`.";
+p50_us, p99_us, max_us and requests_per_s; with --floor one more has the payload `floor`. With --trace
+an object for each payload follows: payload; traced (requests); missing and not_rising (those left
+out); own_votes (V is R, see the table); hops, an array of hop (its name), mean_us, p50_us, p99_us, share (of the whole mean; the means
+add up to it); whole (mean_us, p50_us, p99_us); servers, an array of server, decisive_replies,
+decisive_votes, replies, and reply (mean_us, p50_us, p99_us from submission to this server's reply).";
 
 /// `difato status`.
 #[derive(Args)]

@@ -23,6 +23,7 @@ use nix::sys::epoll::EpollFlags;
 use protocol::catch_up;
 use protocol::messages::ToClient;
 use protocol::replica::{Config, Input, Output, Replica};
+use protocol::trace::Moment;
 use shared_registers::guest_side::HostHint;
 use shared_registers::ids::Micros;
 
@@ -38,6 +39,7 @@ use crate::registers::{Places, Registers};
 use crate::setup::Setup;
 use crate::store::Store;
 use crate::subscriptions::Subscriptions;
+use crate::trace::Trace;
 
 /// The `now` of the core: since the process started.
 struct Clock(Instant);
@@ -102,6 +104,7 @@ fn live(
         peers: setup.peers(),
         store,
         counters,
+        trace: Trace::default(),
         listener,
         accept_after: None,
         hints_at: Micros(0),
@@ -184,6 +187,7 @@ struct Guest<'a> {
     peers: Peers,
     store: Store,
     counters: Counters,
+    trace: Trace,
     listener: TcpListener,
     /// Nothing is accepted before this; the listener is not watched meanwhile.
     accept_after: Option<Micros>,
@@ -237,6 +241,7 @@ impl Guest<'_> {
     fn turn(&mut self, ready: &[(Token, EpollFlags)]) -> Result<bool, GuestError> {
         let now = self.clock.now();
         self.status = None;
+        self.trace.begin_turn(now);
         let mut rung = false;
         for (token, flags) in ready {
             match *token {
@@ -272,6 +277,7 @@ impl Guest<'_> {
         self.store(unread);
         self.carry_out();
         let more = self.deliver();
+        self.trace.end_turn();
         self.connections.flush(&self.poll);
         Ok(unread || more || self.connections.has_ready())
     }
@@ -356,6 +362,7 @@ impl Guest<'_> {
             match output {
                 Output::Write { seq, body } => {
                     self.registers.write(seq, body, &mut self.counters);
+                    self.trace.note(|| Moment::Written(seq));
                 }
                 other => rest.push(other),
             }

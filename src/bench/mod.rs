@@ -5,25 +5,33 @@
 //! | [`payload`] | request and reply sizes |
 //! | [`run`](mod@run) | a load on a cluster, measured |
 //! | [`floor`] | what the machine itself can do |
+//! | [`trace`] | requests that every guest notes its points in time of |
+//! | [`hops`] | from those points to a table of hops |
 //! | [`table`] | rows for people and for programs |
 
 pub(crate) mod floor;
+mod hops;
 pub(crate) mod payload;
 pub(crate) mod run;
 pub(crate) mod table;
+mod trace;
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 use shared_registers::cluster::{Cluster, Paths};
 
 use self::floor::{Floor, NODES, TOKEN_BYTES};
+use self::hops::Trace;
 use self::run::{Load, measure};
 use self::table::{Row, render};
+use self::trace::{MOST_TRACED, Tracer};
 use crate::cli::{ApplicationName, BenchArgs};
 use crate::exit::bad_input;
+use crate::session::Operator;
 use crate::{output, session};
 
 /// Runs `difato bench`.
@@ -42,6 +50,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     }
     // Before an hour of measuring rather than after it.
     let json = args.json.as_deref().map(open).transpose()?;
+    let operator = args.trace.then(|| Operator::load(&args.dir)).transpose()?;
     let mut floor = Floor::new();
     if args.floor {
         floor.measure(args.measure.requests)?;
@@ -53,7 +62,34 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         output::print(&compare(&rows, &floor))?;
         rows.push(floor.row());
     }
-    json.map_or(Ok(()), |file| write(file, &rows).context("cannot write the JSON file"))
+    let mut elements: Vec<Element> = rows.into_iter().map(Element::Row).collect();
+    if let Some(operator) = operator {
+        for trace in trace_all(&args, &operator)? {
+            output::print(&format!("\n{}", trace.render()))?;
+            elements.push(Element::Trace(trace));
+        }
+    }
+    json.map_or(Ok(()), |file| write(file, &elements).context("cannot write the JSON file"))
+}
+
+/// An element of the JSON file's array.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Element {
+    Row(Row),
+    Trace(Trace),
+}
+
+fn trace_all(args: &BenchArgs, operator: &Operator) -> Result<Vec<Trace>> {
+    let count = args.measure.requests.min(MOST_TRACED);
+    session::runtime()?.block_on(async {
+        let mut tracer = Tracer::connect(operator, &args.dir, args.client)?;
+        let mut traces = Vec::new();
+        for shape in &args.measure.payloads {
+            traces.push(tracer.trace(*shape, args.warmup, count).await?);
+        }
+        Ok(traces)
+    })
 }
 
 fn measure_all(args: &BenchArgs) -> Result<Vec<Row>> {
@@ -93,8 +129,8 @@ fn open(path: &Path) -> Result<File> {
         .map_err(|error| bad_input(format!("cannot write {}: {error}", path.display())))
 }
 
-fn write(mut file: File, rows: &[Row]) -> Result<()> {
-    let mut json = serde_json::to_string_pretty(rows)?;
+fn write(mut file: File, elements: &[Element]) -> Result<()> {
+    let mut json = serde_json::to_string_pretty(elements)?;
     json.push('\n');
     // A pipe or a terminal has no earlier contents.
     if file.metadata()?.is_file() {

@@ -24,4 +24,5 @@ mod soak;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the target `storm` uses the rest")]
 mod support;
+mod trace;
 mod up;

@@ -3,6 +3,7 @@
 mod catch_up;
 mod cluster;
 mod liar;
+mod trace;
 
 use std::collections::BTreeSet;
 use std::fs;
