@@ -6,11 +6,11 @@
 //! | [`run`](mod@run) | a load on a cluster, measured |
 //! | [`floor`] | what the machine itself can do |
 //! | [`trace`] | requests that every guest notes its points in time of |
-//! | [`hops`] | from those points to a table of hops |
+//! | [`mod@path`] | from those points to a table of hops |
 //! | [`table`] | rows for people and for programs |
 
 pub(crate) mod floor;
-mod hops;
+mod path;
 pub(crate) mod payload;
 pub(crate) mod run;
 pub(crate) mod table;
@@ -25,7 +25,7 @@ use serde::Serialize;
 use shared_registers::cluster::{Cluster, Paths};
 
 use self::floor::{Floor, NODES, TOKEN_BYTES};
-use self::hops::Trace;
+use self::path::Trace;
 use self::run::{Load, measure};
 use self::table::{Row, render};
 use self::trace::{MOST_TRACED, Tracer};

@@ -13,7 +13,7 @@ use protocol::messages::{Body, Reply, ToClient};
 use protocol::trace::Points;
 use shared_registers::ids::ServerId;
 
-use super::hops::{Heard, Noted, Paths, Request, Trace};
+use super::path::{Heard, Noted, Paths, Request, Trace};
 use super::payload::Shape;
 use crate::session::Operator;
 

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use protocol::limits::TRACE_PAGE_POINTS;
 use protocol::messages::{ToClient, ToServer};
@@ -10,6 +11,9 @@ use shared_registers::ids::{ClientId, OrderId, ServerId};
 
 use crate::broadcast;
 use crate::cluster::{Cluster, Peer};
+
+/// An order is delivered everywhere long before.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn ask(operator: &mut Peer, from: u64) -> Points {
     operator.send(&ToServer::Trace { from });
@@ -43,12 +47,15 @@ fn a_guest_notes_what_it_does_with_an_order_from_when_it_is_asked_on() {
     let begin: Vec<u64> =
         operators.iter_mut().map(|operator| ask(operator, u64::MAX).end).collect();
     assert_eq!(begin, [0, 0, 0], "points were noted before anybody asked");
-    broadcast(&cluster, 0, 2..=4, b"hello");
+    for count in 2..=4 {
+        broadcast(&cluster, 0, count..=count, b"each in a batch of its own");
+    }
 
     let id = |count| OrderId { client: ClientId(0), session: 1, count };
     for (server, operator) in operators.iter_mut().enumerate() {
-        let mut moments = Vec::new();
+        let (mut moments, until) = (Vec::new(), Instant::now() + PATIENCE);
         while !moments.contains(&Moment::Delivered(id(4))) {
+            assert!(Instant::now() < until, "not delivered at {server}: {moments:?}");
             moments = all(operator, 0);
         }
         let at = |moment: Moment| {

@@ -165,6 +165,9 @@ fn points(
     let replier = of(decisive.server)?;
     let (delivered, vote) = replier.delivered.get(&id)?;
     let propose = replier.proposed.get(&id)?;
+    if vote.position == propose.position {
+        return None; // Nothing is committed by its proposal alone: the vote's point is lost.
+    }
     let ((sequencer, proposed), (voter, voted)) = (propose.position, vote.position);
     let (s, v) = (of(sequencer)?, of(voter)?);
     let received = s.received.get(&id)?;
@@ -392,9 +395,6 @@ impl Trace {
         format!("{text}\n{hops}\n{LEGEND}\nV is R itself {own_votes} times.\n{servers}")
     }
 }
-
-#[cfg(test)]
-mod tests;
 
 #[cfg(test)]
 mod tests;
