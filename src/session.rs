@@ -6,7 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use client::{Client, ClientConfig, StatusError};
 use protocol::messages::Status;
+use protocol::trace::Points;
 use shared_registers::cluster::{Cluster, OperatorKeys, Paths, load_keys};
+use shared_registers::ids::ServerId;
 use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -66,5 +68,15 @@ impl Operator {
     /// Asks all servers at once. The answers come by server; each waits at most `patience`.
     pub(crate) async fn ask(&self, patience: Duration) -> Vec<Result<Status, StatusError>> {
         client::query_status(&self.cluster, &self.keys, patience).await
+    }
+
+    /// Asks one server what happened when, from its point of this number on.
+    pub(crate) async fn ask_trace(
+        &self,
+        server: ServerId,
+        from: u64,
+        patience: Duration,
+    ) -> Result<Points, StatusError> {
+        client::query_trace(&self.cluster, &self.keys, server, from, patience).await
     }
 }

@@ -30,7 +30,7 @@
 //! | `connection` | one server's connection |
 //! | `driver` | the background task |
 //! | `subscription` | following the order |
-//! | `status` | the operator's question |
+//! | `status` | the operator's questions |
 
 #![forbid(unsafe_code)]
 
@@ -59,7 +59,7 @@ use driver::{Command, Driver};
 
 pub use config::{ClientConfig, Witness};
 pub use error::{ClientError, NoAnswer, ServerAccount};
-pub use status::{StatusError, query_server, query_status};
+pub use status::{StatusError, query_server, query_status, query_trace};
 pub use subscription::{Message, Subscription};
 
 /// Longer deadlines are this long.

@@ -1,10 +1,11 @@
-//! The operator's question: how are the servers?
+//! The operator's questions: how are the servers, and what happened when?
 
 use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Duration;
 
 use protocol::messages::{Status, ToClient, ToServer, max_frame_bytes};
+use protocol::trace::Points;
 use shared_registers::channel::Party;
 use shared_registers::cluster::{Cluster, OperatorKeys};
 use shared_registers::ids::ServerId;
@@ -41,15 +42,11 @@ pub async fn query_status(
     keys: &OperatorKeys,
     wait: Duration,
 ) -> Vec<Result<Status, StatusError>> {
-    let asked: Vec<_> =
-        ServerId::all(cluster.n()).map(|server| ask(cluster, keys, server, wait)).collect();
+    let ask = |server| ask(cluster, keys, server, wait, ToServer::Status, status);
+    let asked: Vec<_> = ServerId::all(cluster.n()).map(ask).collect();
     let mut answers = Vec::with_capacity(asked.len());
     for question in asked {
-        answers.push(match question {
-            // The task is neither aborted nor does it panic.
-            Some(task) => task.await.unwrap_or(Err(StatusError::Ended)),
-            None => Err(StatusError::NoKey),
-        });
+        answers.push(await_answer(question).await);
     }
     answers
 }
@@ -65,16 +62,55 @@ pub async fn query_server(
     server: ServerId,
     wait: Duration,
 ) -> Result<Status, StatusError> {
-    let task = ask(cluster, keys, server, wait).ok_or(StatusError::NoKey)?;
-    task.await.unwrap_or(Err(StatusError::Ended))
+    await_answer(ask(cluster, keys, server, wait, ToServer::Status, status)).await
 }
 
-fn ask(
+/// Asks one server for the points in time that it noted from number `from` on: see [`Points`]. From
+/// then on, and for 10 seconds after it was asked last, it notes more. What it says is its own word.
+///
+/// # Errors
+///
+/// See [`StatusError`].
+pub async fn query_trace(
+    cluster: &Cluster,
+    keys: &OperatorKeys,
+    server: ServerId,
+    from: u64,
+    wait: Duration,
+) -> Result<Points, StatusError> {
+    let points = |message| match message {
+        ToClient::Trace(points) => Some(points),
+        _ => None,
+    };
+    await_answer(ask(cluster, keys, server, wait, ToServer::Trace { from }, points)).await
+}
+
+fn status(message: ToClient) -> Option<Status> {
+    match message {
+        ToClient::Status(status) => Some(*status),
+        _ => None,
+    }
+}
+
+type Asked<T> = JoinHandle<Result<T, StatusError>>;
+
+async fn await_answer<T>(question: Option<Asked<T>>) -> Result<T, StatusError> {
+    match question {
+        // The task is neither aborted nor does it panic.
+        Some(task) => task.await.unwrap_or(Err(StatusError::Ended)),
+        None => Err(StatusError::NoKey),
+    }
+}
+
+/// Asks a server on a connection of its own; `is_answer` knows the answer.
+fn ask<T: Send + 'static>(
     cluster: &Cluster,
     keys: &OperatorKeys,
     server: ServerId,
     wait: Duration,
-) -> Option<JoinHandle<Result<Status, StatusError>>> {
+    question: ToServer,
+    is_answer: fn(ToClient) -> Option<T>,
+) -> Option<Asked<T>> {
     let connection = Connection::new(Peer {
         address: cluster.servers.get(server.index())?.payload,
         parties: (Party::Operator, Party::Guest(server)),
@@ -83,11 +119,16 @@ fn ask(
         max_frame_bytes: max_frame_bytes(cluster.limits.max_payload_bytes),
     });
     Some(tokio::spawn(async move {
-        timeout(wait, answer(connection)).await.unwrap_or(Err(StatusError::TimedOut))
+        let answer = answer(connection, question, is_answer);
+        timeout(wait, answer).await.unwrap_or(Err(StatusError::TimedOut))
     }))
 }
 
-async fn answer(mut connection: Connection) -> Result<Status, StatusError> {
+async fn answer<T>(
+    mut connection: Connection,
+    question: ToServer,
+    is_answer: fn(ToClient) -> Option<T>,
+) -> Result<T, StatusError> {
     let mut scratch = vec![0; 1 << 14];
     poll_fn(|cx| {
         loop {
@@ -95,13 +136,14 @@ async fn answer(mut connection: Connection) -> Result<Status, StatusError> {
             connection.flush(cx);
             match next {
                 Poll::Ready(Incoming::Open) => {
-                    connection.send(&ToServer::Status);
+                    connection.send(&question);
                     connection.flush(cx);
                 }
-                Poll::Ready(Incoming::Message(ToClient::Status(status))) => {
-                    return Poll::Ready(Ok(*status));
+                Poll::Ready(Incoming::Message(message)) => {
+                    if let Some(answer) = is_answer(message) {
+                        return Poll::Ready(Ok(answer));
+                    }
                 }
-                Poll::Ready(Incoming::Message(_)) => {}
                 Poll::Ready(Incoming::Lost) => return Poll::Ready(Err(why(connection.problem()))),
                 Poll::Pending => return Poll::Pending,
             }

@@ -72,6 +72,8 @@ pub(crate) enum Message {
     Guest(ServerId, ToGuest),
     /// From a client or the operator.
     Status,
+    /// From the operator: its question for points in time, from this number on.
+    Trace(u64),
 }
 
 /// What every connection of this guest has in common.
@@ -90,6 +92,7 @@ impl Identity {
             Party::Client(client) => {
                 match messages::decode_to_server(bytes, client, self.n).ok()? {
                     ToServer::Status => Some(Message::Status),
+                    ToServer::Trace { .. } => None,
                     message => Some(Message::Client(client, message)),
                 }
             }
@@ -105,6 +108,7 @@ impl Identity {
             }
             Party::Operator => match messages::decode(bytes).ok()? {
                 ToServer::Status => Some(Message::Status),
+                ToServer::Trace { from } => Some(Message::Trace(from)),
                 _ => None,
             },
             Party::Host(_) => None,

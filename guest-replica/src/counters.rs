@@ -67,6 +67,8 @@ counters! {
     delivery_bytes_sent,
     /// Status questions answered.
     status_sent,
+    /// Questions for points in time answered.
+    traces_sent,
     /// Connections accepted.
     connections_accepted,
     /// Connections closed because the other end did not authenticate or a bound was reached.

@@ -23,6 +23,7 @@ use nix::sys::epoll::EpollFlags;
 use protocol::catch_up;
 use protocol::messages::ToClient;
 use protocol::replica::{Config, Input, Output, Replica};
+use protocol::trace::Moment;
 use shared_registers::guest_side::HostHint;
 use shared_registers::ids::Micros;
 use shared_registers::words::News;
@@ -39,6 +40,7 @@ use crate::registers::{Places, Registers};
 use crate::setup::Setup;
 use crate::store::Store;
 use crate::subscriptions::Subscriptions;
+use crate::trace::Trace;
 
 /// The `now` of the core: since the process started.
 struct Clock(Instant);
@@ -105,6 +107,7 @@ fn live(
         peers: setup.peers(),
         store,
         counters,
+        trace: Trace::default(),
         listener,
         accept_after: None,
         hints_at: Micros(0),
@@ -191,6 +194,7 @@ struct Guest<'a> {
     peers: Peers,
     store: Store,
     counters: Counters,
+    trace: Trace,
     listener: TcpListener,
     /// Nothing is accepted before this; the listener is not watched meanwhile.
     accept_after: Option<Micros>,
@@ -279,6 +283,7 @@ impl Guest<'_> {
         let now = self.clock.now();
         self.now = now;
         self.status = None;
+        self.trace.begin_turn(now);
         let mut rung = false;
         for (token, flags) in ready {
             match *token {
@@ -314,6 +319,7 @@ impl Guest<'_> {
         self.store(unread);
         self.carry_out();
         let more = self.deliver();
+        self.trace.end_turn();
         self.connections.flush(&self.poll);
         Ok(unread || more || self.connections.has_ready())
     }
@@ -398,6 +404,7 @@ impl Guest<'_> {
             match output {
                 Output::Write { seq, body } => {
                     self.registers.write(seq, body, &mut self.counters);
+                    self.trace.note(|| Moment::Written(seq));
                 }
                 other => rest.push(other),
             }

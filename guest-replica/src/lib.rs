@@ -34,6 +34,7 @@
 //! | `peers` | links to other guests: orders for them, and questions |
 //! | `net` | sockets and epoll |
 //! | `counters` | what is counted, and its names |
+//! | `trace` | points in time, for whoever measures |
 //! | [`vm`] | the guest as the one process of a virtual machine |
 //! | `limits` | every bound |
 
@@ -61,6 +62,7 @@ mod registers;
 mod setup;
 mod store;
 mod subscriptions;
+mod trace;
 pub mod vm;
 
 pub use error::GuestError;

@@ -29,6 +29,10 @@ pub(crate) const MESSAGES_PER_TURN: usize = 64;
 pub(crate) const CONNECTIONS_PER_TURN: usize = 64;
 /// Sockets that are looked at per turn.
 pub(crate) const EVENTS_PER_TURN: usize = 64;
+/// Points in time that are noted per turn while the operator asks for them.
+pub(crate) const TRACE_POINTS_PER_TURN: usize = 64;
+/// They are noted for so long after the operator asked last.
+pub(crate) const TRACE_FOR: Micros = Micros::from_ms(10_000);
 /// Connections that are accepted per turn.
 pub(crate) const ACCEPTS_PER_TURN: usize = 64;
 /// Deliveries that one subscriber is sent per turn.

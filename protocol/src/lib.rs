@@ -18,6 +18,7 @@
 //! | [`client_session`] | a client's ordering side | section 3, P1, P5 |
 //! | [`listener`] | a subscriber's side | section 3, P5 |
 //! | [`messages`] | the payload network's messages | section 3 |
+//! | [`trace`] | what happened to a request when, for whoever measures | |
 //! | [`transfer`] | fetching a snapshot from the others | section 6 |
 //! | [`catch_up`] | how far a guest is, which snapshot it wants, and when it has it | P6, section 6 |
 //! | [`limits`] | every bound of a replica, by name | |
@@ -37,6 +38,7 @@ pub mod pool;
 pub mod reader;
 pub mod replica;
 pub mod snapshot;
+pub mod trace;
 pub mod transfer;
 
 pub use shared_registers::canary;

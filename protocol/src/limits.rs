@@ -89,6 +89,11 @@ const _: () = assert!(
     WINDOW_BYTES as usize + shared_registers::limits::MAX_PAYLOAD_BYTES <= HELD_BYTES_PER_SERVER
 );
 
+/// Points in time that a guest keeps while it is asked for them; the oldest goes first.
+pub const TRACE_POINTS: usize = 8192;
+/// Points in time in one answer: what fits any cluster's frames.
+pub const TRACE_PAGE_POINTS: usize = 192;
+
 /// Bytes of all keys and values together that the application `kv` holds.
 pub const KV_BYTES: usize = 1 << 30;
 /// The largest reply that the application `echo-sized` gives.

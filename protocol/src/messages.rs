@@ -15,6 +15,7 @@ use shared_registers::limits::{MAX_PAYLOAD_BYTES, MAX_SERVERS};
 use shared_registers::order::{self, OrderView};
 
 use crate::limits::{MAX_CREDIT_BYTES, MAX_CREDIT_MESSAGES, PIECE_BYTES};
+use crate::trace::Points;
 
 /// Largest frame on the payload network: the largest payload and the rest of a message. A channel
 /// of a cluster with a smaller limit can be set tighter with [`max_frame_bytes`].
@@ -97,8 +98,14 @@ pub enum ToServer {
         /// Which.
         order: OrderNumber,
     },
-    /// How are you? Also the only question that the operator may ask.
+    /// How are you? The operator may ask this too.
     Status,
+    /// What happened when, from the point of this number on? Also: note it for a while. Only the
+    /// operator may ask. Too high a number is the next one's.
+    Trace {
+        /// The number of the first point that is wanted.
+        from: u64,
+    },
 }
 
 impl ToServer {
@@ -220,6 +227,8 @@ pub enum ToClient {
     },
     /// The answer to [`ToServer::Status`].
     Status(Box<Status>),
+    /// The answer to [`ToServer::Trace`].
+    Trace(Points),
 }
 
 /// Why a host refused an order.
@@ -430,6 +439,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use shared_registers::crypto::Secret;
+    use shared_registers::ids::Seq;
+
+    use crate::limits::TRACE_PAGE_POINTS;
+    use crate::trace::{Moment, Point};
 
     fn sample() -> OrderMessage {
         let keys: Vec<_> = (0..3).map(|i| Secret::new([i; 32]).mac_key()).collect();
@@ -443,6 +456,16 @@ mod tests {
         assert_eq!(decode_to_server(&bytes, ClientId(2), 3), Ok(ToServer::Order(sample())));
         assert_eq!(decode_to_server(&bytes, ClientId(1), 3), Err(Malformed));
         assert_eq!(decode_to_server(&bytes, ClientId(2), 5), Err(Malformed));
+    }
+
+    #[test]
+    fn a_page_of_a_trace_fits_every_clusters_frames() {
+        let order = Some(OrderId::default());
+        let (writer, seq, time) = (ServerId(1), Seq(2), Micros(3));
+        let moment = Moment::Read { writer, seq, time, order };
+        let points = vec![Point { woke_ns: 1, at_ns: 2, moment }; TRACE_PAGE_POINTS];
+        let answer = ToClient::Trace(Points { first: 1, end: 2, points });
+        assert!(encode(&answer).len() <= max_frame_bytes(0));
     }
 
     #[test]

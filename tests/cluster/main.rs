@@ -8,6 +8,7 @@
 mod attack;
 mod attacker;
 mod bad_input;
+mod bench;
 mod commands;
 mod counters;
 mod damaged_macs;
@@ -25,4 +26,5 @@ mod soak;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the target `storm` uses the rest")]
 mod support;
+mod trace;
 mod up;

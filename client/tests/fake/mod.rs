@@ -238,6 +238,7 @@ impl Server {
                 let id = ServerId(self.id as u16);
                 vec![ToClient::Status(Box::new(Status { id, delivered, ..Status::default() }))]
             }
+            ToServer::Trace { .. } => Vec::new(),
         }
     }
 

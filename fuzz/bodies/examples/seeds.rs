@@ -12,6 +12,7 @@ use protocol::messages::{
     encode,
 };
 use protocol::reader::{Base, Mark, Start, WriterStart};
+use protocol::trace::{Moment, Point, Points};
 use serde::Serialize;
 use shared_registers::cluster::{
     ClientKeys, Cluster, GuestKeys, HostKeys, OperatorKeys, PeerKey, ServerAddresses,
@@ -74,6 +75,7 @@ fn to_server() -> Vec<Vec<u8>> {
         ToServer::Credit { messages: u64::MAX, bytes: u64::MAX },
         ToServer::FetchDelivery { order: OrderNumber(4) },
         ToServer::Status,
+        ToServer::Trace { from: 7 },
     ];
     let mut seeds: Vec<_> = messages.iter().map(encode).collect();
     let digest = Digest([5; 32]);
@@ -139,8 +141,24 @@ fn to_client() -> Vec<Vec<u8>> {
         ToClient::Stale { session: 4, count: 1 },
         ToClient::Refused { session: 2, count: 3, reason: Refusal::TooLarge },
         ToClient::Status(Box::new(status)),
+        ToClient::Trace(trace()),
     ];
     messages.iter().map(encode).collect()
+}
+
+/// A point of each kind.
+fn trace() -> Points {
+    let (writer, seq, time) = (ServerId(1), Seq(2), Micros(9));
+    let moments = [
+        Moment::Received(ID),
+        Moment::Written(seq),
+        Moment::Read { writer, seq, time, order: Some(ID) },
+        Moment::Read { writer, seq, time, order: None },
+        Moment::Delivered(ID),
+        Moment::Replied(ID),
+    ];
+    let point = |moment| Point { woke_ns: 8, at_ns: 9, moment };
+    Points { first: 7, end: 13, points: moments.map(point).to_vec() }
 }
 
 /// Bodies of every kind, and a record of each.

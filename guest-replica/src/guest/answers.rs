@@ -5,6 +5,7 @@
 
 use protocol::messages::{ToClient, ToGuest, ToServer};
 use protocol::replica::{Input, Lookup, Output};
+use protocol::trace::Moment;
 use protocol::transfer;
 use shared_registers::crypto::Digest;
 use shared_registers::ids::{ClientId, OrderNumber};
@@ -41,6 +42,7 @@ impl Guest<'_> {
     fn handle(&mut self, token: Token, message: Message) {
         match message {
             Message::Status => self.answer_status(token),
+            Message::Trace(from) => self.answer_trace(token, from),
             // R6: what cannot be proposed is not taken; its sender sends it again.
             Message::Guest(_, ToGuest::Forward(_)) | Message::Client(_, ToServer::Order(_))
                 if self.registers.reads_only() => {}
@@ -73,10 +75,13 @@ impl Guest<'_> {
             Message::Client(client, message @ ToServer::Order(_)) => {
                 self.connections.route(client, token);
                 self.counters.orders_received += 1;
+                if let ToServer::Order(order) = &message {
+                    self.trace.note(|| Moment::Received(order.id));
+                }
                 self.step(Input::Client(client, message));
             }
-            // The connection has made its question a Message::Status.
-            Message::Client(_, ToServer::Status) => {}
+            // The connection has made the one a Message::Status, and refused the other.
+            Message::Client(_, ToServer::Status | ToServer::Trace { .. }) => {}
         }
     }
 
@@ -111,7 +116,9 @@ impl Guest<'_> {
         }
         for index in 0.. {
             let Some(token) = self.connections.route_of(client, index) else { break };
-            self.send(token, answer);
+            if self.send(token, answer) {
+                self.trace.on_sealed(client, answer);
+            }
         }
     }
 
@@ -176,6 +183,19 @@ impl Guest<'_> {
         };
         let lookup = |order| replica.delivery(order, false);
         subscriptions.pump(replica.last_delivered(), lookup, connections, counters)
+    }
+
+    fn answer_trace(&mut self, token: Token, from: u64) {
+        // Whoever does not read its answers is not given more of them to hold.
+        if !self.connections.has_room(token) {
+            self.counters.dropped_replies += 1;
+            return;
+        }
+        let points = self.trace.page(self.clock.now(), from);
+        match self.connections.send(token, &ToClient::Trace(points)) {
+            Some(_) => self.counters.traces_sent += 1,
+            None => self.counters.dropped_replies += 1,
+        }
     }
 
     fn answer_status(&mut self, token: Token) {

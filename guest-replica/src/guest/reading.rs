@@ -52,7 +52,10 @@ impl Guest<'_> {
                 if !replica.can_read(&record.stamp) {
                     return Ok(false);
                 }
+                let before = self.out.len();
+                self.trace.read(&record);
                 replica.step(now, Input::Record(record), &mut self.out);
+                self.trace.delivered(&self.out[before..]);
             }
         }
         self.registers.files.advance(writer);

@@ -3,6 +3,7 @@
 mod catch_up;
 mod cluster;
 mod liar;
+mod trace;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -159,7 +160,7 @@ fn nobody_may_say_what_is_not_its_to_say() {
     let mut client = cluster.client(1, 0);
     client.send(&ToServer::Order(cluster.order(0, 1, b"not mine")));
     client.await_closed();
-    // The operator may only ask for status.
+    // The operator may only ask how it is, and what happened when.
     let mut operator = cluster.operator(0);
     subscribe(&mut operator, 1);
     operator.await_closed();
