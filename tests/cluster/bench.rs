@@ -71,11 +71,11 @@ fn a_cluster_of_its_own_is_measured_and_removed() {
     let temp = tempfile::tempdir().unwrap();
     let (tmp, file) = (temp.path().join("tmp"), temp.path().join("bench.json"));
     fs::create_dir(&tmp).unwrap();
-    let args = ["bench", "--requests", "2000", "--warmup", "20", "--payloads", "16/64"];
+    let args = ["bench", "--requests", "2000", "--warmup", "20", "--payloads", "1000/64"];
     let more = ["--f", "2", "--durability", "disk", "--clients", "2", "--outstanding", "16"];
     let said = difato(args).args(more).args(["--json", path(&file)]).env("TMPDIR", &tmp).run();
     let table = said.done();
-    for words in ["payload", "16/64", "guests", "hosts", "load", "MB/s"] {
+    for words in ["payload", "1000/64", "guests", "hosts", "load", "MB/s"] {
         assert!(table.contains(words), "no `{words}`: {table}");
     }
     let rows = rows(&file);
@@ -130,11 +130,25 @@ fn the_targets_are_all_measured_and_judged() {
 
 #[test]
 fn ctrl_c_stops_and_removes_a_cluster_of_its_own() {
+    let load = ["--requests", "100000000", "--payloads", "0/0"];
+    interrupted(&load, 6);
+}
+
+#[test]
+fn ctrl_c_stops_and_removes_the_ring_of_the_floor_too() {
+    // Ten thousand rounds of eight megabytes: not done before the signal comes.
+    let floor = ["--floor", "--payloads", "1000000/1000000"];
+    interrupted(&floor, 6 + 8);
+}
+
+/// Interrupts a benchmark once it has so many processes.
+fn interrupted(args: &[&str], processes: usize) {
     let _permit = Permit::wait();
     let temp = tempfile::tempdir().unwrap();
-    let args = ["bench", "--requests", "100000000", "--payloads", "0/0"];
+    let args = [&["bench"], args].concat();
     let running = difato(args).env("TMPDIR", temp.path()).spawn();
-    until("six processes run", || children_of(running.pid()).len() == 6);
+    let is_up = || children_of(running.pid()).len() == processes;
+    until(&format!("{processes} processes run"), is_up);
     let children: Vec<i32> = children_of(running.pid()).iter().map(|(pid, _)| *pid).collect();
     kill(Pid::from_raw(running.pid()), Signal::SIGINT).unwrap();
     let said = running.wait();
