@@ -268,7 +268,7 @@ digits), and a backslash as \\\\, so that no two payloads look the same.";
 pub(crate) struct BenchArgs {
     /// The folder of a running cluster; its application must be echo-sized [default: start a
     /// cluster on this machine, in a temporary folder, and remove it afterwards].
-    #[arg(long, conflicts_with_all = ["f", "durability"])]
+    #[arg(long, conflicts_with_all = ["f", "durability", "spin_us"])]
     pub(crate) dir: Option<PathBuf>,
     /// As which client of that cluster; with --clients, the first of them.
     #[arg(long, value_name = "C", requires = "dir")]
@@ -304,6 +304,15 @@ pub(crate) struct BenchArgs {
     /// goes, hop by hop. Needs the operator's key, and all servers on this machine.
     #[arg(long)]
     pub(crate) trace: bool,
+    /// Measure what there are targets for, on clusters of its own, and say which are reached;
+    /// --requests scales all of it.
+    #[arg(long, conflicts_with_all = ["dir", "client", "payloads", "warmup", "outstanding", "floor",
+          "clients", "durability", "spin_us", "trace"])]
+    pub(crate) targets: bool,
+    /// How long host agents and guests of the cluster that is started look for work before they
+    /// sleep, in microseconds [default: 0].
+    #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(0..=MAX_SPIN_US))]
+    pub(crate) spin_us: Option<u64>,
 }
 
 /// What `bench` and `demo` measure.
@@ -327,10 +336,11 @@ const DEFAULT_PAYLOADS: &str = "0/0,0/4096,4096/4096";
 const PAYLOADS: &str = "\
 A request carries 8 bytes more than its size says: `ECHO` and the size of the reply that it asks
 for. The JSON file holds an array of objects with the keys scenario (`cluster`, or what is special:
-`floor`), payload, requests, clients, outstanding, mean_us, p50_us, p99_us, max_us, requests_per_s,
-payload_mb_per_s (request bytes, in 10^6), and cpu_s_per_million (CPU seconds per million requests:
-guests and host_agents, null for a cluster that was running, and load, which is this process; null
-if nothing is known). With --trace an object for each payload follows: payload; traced (requests);
+`floor`; with --targets also `f dead`, `disk`, and `process` in turns with that), payload, requests,
+clients, outstanding (of each), mean_us, p50_us, p99_us, max_us, requests_per_s, payload_mb_per_s
+(request bytes, in 10^6), and cpu_s_per_million (CPU seconds per million requests: guests and
+host_agents, null for a cluster that was running, and load, which is this process; null as a whole
+for the floor). With --trace an object for each payload follows: payload; traced (requests);
 missing and not_rising (those left out); own_votes (V is R, see the table); hops, an array of hop
 (its name), mean_us, p50_us, p99_us, share (of the whole; the means add up to it); whole (mean_us,
 p50_us, p99_us); servers, an array of server, decisive_replies, decisive_votes, replies, and reply

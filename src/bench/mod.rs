@@ -11,8 +11,11 @@
 //! | [`floor`], [`floor_node`] | how fast a bare token goes that way: the ring, and one process of it |
 //! | [`trace`] | requests of which every guest notes what it does when |
 //! | [`mod@path`] | from those points in time to a table of hops |
+//! | [`targets`] | what was measured beside what it should be |
+//! | [`campaign`] | all loads that the targets need, in slices that take turns |
 //! | [`table`] | rows for people and for programs |
 
+pub(crate) mod campaign;
 pub(crate) mod cpu;
 pub(crate) mod floor;
 pub(crate) mod floor_node;
@@ -23,6 +26,7 @@ pub(crate) mod payload;
 pub(crate) mod run;
 pub(crate) mod table;
 pub(crate) mod tally;
+pub(crate) mod targets;
 mod trace;
 
 use std::path::Path;
@@ -49,7 +53,9 @@ use crate::session::Operator;
 pub(crate) fn run(args: BenchArgs) -> Result<()> {
     // Before an hour of measuring rather than after it.
     let json = args.json.as_deref().map(table::open).transpose()?;
-    let elements = own::run(measure(&args))?;
+    let elements = own::run(async {
+        if args.targets { against_targets(&args).await } else { measure(&args).await }
+    })?;
     json.map_or(Ok(()), |file| table::write(file, &elements))
 }
 
@@ -61,10 +67,18 @@ enum Element {
     Trace(Trace),
 }
 
+async fn against_targets(args: &BenchArgs) -> Result<Vec<Element>> {
+    let rows = campaign::measure(usize::from(args.f.unwrap_or(1)), args.measure.requests).await?;
+    output::print(&render(&rows))?;
+    output::print(&targets::report(&rows)?)?;
+    Ok(rows.into_iter().map(Element::Row).collect())
+}
+
 async fn measure(args: &BenchArgs) -> Result<Vec<Element>> {
     let Some(dir) = &args.dir else {
         let mut spec = Spec::new(usize::from(args.f.unwrap_or(1)), args.clients.into());
         spec.durability = args.durability.map_or(Durability::Process, Durability::from);
+        spec.spin_us = args.spin_us.unwrap_or(0);
         let own = Own::start(&spec).await?;
         let cluster = &own.operator.cluster;
         let group = connect(args, own.dir(), cluster, 0, Meter::of(&own))?;
