@@ -278,7 +278,7 @@ fn signals() -> Result<SignalFd, AgentError> {
 
 fn now(start: Instant) -> Now {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let micros = |time: std::time::Duration| Micros(time.as_micros() as u64);
+    let micros = |time: Duration| Micros(time.as_micros() as u64);
     Now { wall: micros(wall), mono: micros(start.elapsed()) }
 }
 
