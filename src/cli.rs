@@ -13,12 +13,25 @@ use crate::bench::payload::Shape;
 
 /// Puts clients' messages in one order on 2f+1 servers, although f of them may be compromised.
 #[derive(Parser)]
-#[command(name = "difato", version)]
+#[command(name = "difato", version = VERSION)]
 pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
 }
+
+macro_rules! faulty_version {
+    () => {
+        "faulty sequencer: for tests"
+    };
+}
+
+/// What `--version` says. A build for figures and tests must never pass for another.
+const VERSION: &str = if guest_replica::FAULTY_SEQUENCER {
+    concat!(env!("CARGO_PKG_VERSION"), " (", faulty_version!(), ")")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
 
 /// The subcommands.
 #[derive(Subcommand)]

@@ -102,6 +102,8 @@ fn live(
         peers: setup.peers(),
         store,
         counters,
+        #[cfg(feature = "faulty-sequencer")]
+        faulty: crate::faulty::Faulty::default(),
         listener,
         accept_after: None,
         hints_at: Micros(0),
@@ -184,6 +186,8 @@ struct Guest<'a> {
     peers: Peers,
     store: Store,
     counters: Counters,
+    #[cfg(feature = "faulty-sequencer")]
+    faulty: crate::faulty::Faulty,
     listener: TcpListener,
     /// Nothing is accepted before this; the listener is not watched meanwhile.
     accept_after: Option<Micros>,
@@ -355,6 +359,8 @@ impl Guest<'_> {
         for output in self.out.drain(..) {
             match output {
                 Output::Write { seq, body } => {
+                    #[cfg(feature = "faulty-sequencer")]
+                    let body = self.faulty.spoil(self.n, body);
                     self.registers.write(seq, body, &mut self.counters);
                 }
                 other => rest.push(other),

@@ -2,6 +2,8 @@
 
 mod catch_up;
 mod cluster;
+#[cfg(feature = "faulty-sequencer")]
+mod faulty;
 mod liar;
 
 use std::collections::BTreeSet;
