@@ -12,19 +12,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use client::{Client, Message};
 use protocol::messages::Status;
-use shared_registers::cluster::Durability;
 use shared_registers::ids::{OrderNumber, ServerId, Term};
 use tokio::time::{sleep, timeout};
 
+use crate::bench::own::{self, Own, Spec};
 use crate::bench::payload::Shape;
 use crate::bench::run::{Load, measure};
 use crate::bench::table::{Row, render};
 use crate::cli::DemoArgs;
-use crate::init::{self, Wanted};
 use crate::output::print;
-use crate::session::{self, Interrupt, Operator};
-use crate::supervisor::{Role, Supervisor};
-use crate::up;
+use crate::session::{self, Operator};
+use crate::supervisor::Role;
 
 /// The clients: one sends, two listen.
 const SENDER: u32 = 0;
@@ -46,44 +44,17 @@ const COMPARED: u64 = 100;
 
 /// Runs `difato demo`.
 pub(crate) fn run(args: DemoArgs) -> Result<()> {
-    session::runtime()?.block_on(async {
-        let mut interrupt = Interrupt::new()?;
-        let folder = tempfile::Builder::new()
-            .prefix("difato-demo-")
-            .tempdir()
-            .context("cannot make a temporary folder")?;
-        let dir = folder.path().join("cluster");
-        // Whichever way this ends, the supervisor in it kills what still runs as it is dropped,
-        // and only then the folder is removed.
-        let done = tokio::select! {
-            done = demo(&args, &dir) => done,
-            () = interrupt.came() => bail!("interrupted; all processes are stopped"),
-        };
-        done?;
-        folder.close().context("cannot remove the temporary folder")?;
-        print("Done: everything is stopped and removed.")
-    })
+    own::run(demo(&args))?;
+    print("Done: everything is stopped and removed.")
 }
 
-async fn demo(args: &DemoArgs, dir: &Path) -> Result<()> {
-    let wanted = Wanted {
-        f: usize::from(args.f),
-        clients: 1 + LISTENERS.len() as u32,
-        application: "echo-sized",
-        trusted: None,
-        payload: None,
-        durability: Durability::Process,
-    };
-    let cluster = init::create(dir, &wanted)?;
+async fn demo(args: &DemoArgs) -> Result<()> {
+    let mut own = Own::start(&Spec::new(usize::from(args.f), 1 + LISTENERS.len() as u32)).await?;
     for shape in &args.measure.payloads {
-        shape.check(&cluster)?;
+        shape.check(&own.operator.cluster)?;
     }
-    let operator = Operator::load(dir)?;
-    let mut supervisor = Supervisor::start(dir, &cluster)?;
-    introduce(&supervisor, &operator, dir)?;
-    up::until_serving(&mut supervisor, &operator).await?;
-    print("All of them serve.")?;
-    let client = session::connect(dir, SENDER)?;
+    introduce(&own)?;
+    let client = session::connect(own.dir(), SENDER)?;
 
     print(&format!("\n{} requests of each payload, one at a time:", args.measure.requests))?;
     let mut last = OrderNumber(0);
@@ -93,29 +64,25 @@ async fn demo(args: &DemoArgs, dir: &Path) -> Result<()> {
     }
     print(&render(&rows))?;
 
-    kill_the_sequencer(&mut supervisor, &operator, &client, &mut last).await?;
+    kill_the_sequencer(&mut own, &client, &mut last).await?;
 
     let again = (args.measure.requests / 10).max(100);
     print(&format!("\n{again} more requests under the new sequencer:"))?;
     let row = batch(&client, Shape { request: 0, reply: 0 }, again, &mut last).await?;
     print(&render(&[row]))?;
 
-    compare_listeners(dir, last).await?;
-    let deaths = supervisor.deaths();
-    ensure!(deaths.is_empty(), "{}", join(deaths.iter()));
-    // Not told to stop but killed: the files that they would sync first are about to be removed.
-    drop(supervisor);
-    Ok(())
+    compare_listeners(own.dir(), last).await?;
+    own.close()
 }
 
-fn introduce(supervisor: &Supervisor, operator: &Operator, dir: &Path) -> Result<()> {
-    let cluster = &operator.cluster;
+fn introduce(own: &Own) -> Result<()> {
+    let cluster = &own.operator.cluster;
     let (f, n) = (cluster.f, cluster.n());
     print(&format!(
-        "A cluster of {n} servers, {f} of which may be compromised, in {}; its processes:",
-        dir.display()
+        "A cluster of {n} servers, {f} of which may be compromised, in {}; all serve; its processes:",
+        own.dir().display()
     ))?;
-    for process in supervisor.processes() {
+    for process in own.supervisor.processes() {
         let server = cluster.servers[process.id.index()];
         let address = match process.role {
             Role::HostAgent => format!("trusted network, {}", server.trusted),
@@ -155,12 +122,8 @@ struct Light {
     gap: Duration,
 }
 
-async fn kill_the_sequencer(
-    supervisor: &mut Supervisor,
-    operator: &Operator,
-    client: &Client,
-    last: &mut OrderNumber,
-) -> Result<()> {
+async fn kill_the_sequencer(own: &mut Own, client: &Client, last: &mut OrderNumber) -> Result<()> {
+    let Own { supervisor, operator, .. } = own;
     let n = operator.cluster.n();
     let before = newest(&operator.ask(PATIENCE).await).context("no server answers")?;
     let sequencer = before.term.sequencer(n);
@@ -273,8 +236,4 @@ async fn hear(client: &Client, from: OrderNumber, last: OrderNumber) -> Result<V
         heard.push(messages.next().await?);
     }
     Ok(heard)
-}
-
-fn join(items: impl Iterator<Item = impl ToString>) -> String {
-    items.map(|item| item.to_string()).collect::<Vec<_>>().join("; ")
 }

@@ -1,10 +1,12 @@
-//! The processes of a cluster as children of this one: `cluster up` and `demo` run them.
+//! The processes of a cluster as children of this one: `cluster up`, `demo` and `bench` run them.
 //!
-//! Every child is this same program with the subcommand of its role. It appends what it says to its
+//! Every child is this same program (unless a guest was given another) with the subcommand of its
+//! role. It appends what it says to its
 //! own file in `DIR/logs`, is in a process group of its own (so that Ctrl-C reaches us alone, and
 //! we decide when it stops), and ends when we end, however we end (`--supervised-by`). Nothing is
 //! restarted: a server that died stays away until a person has looked why.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -77,14 +79,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    fn start(dir: &Path, paths: &Paths, role: Role, id: ServerId) -> Result<Process> {
-        let path = role.log(paths, id);
+    fn start(dir: &Path, program: &Path, role: Role, id: ServerId) -> Result<Process> {
+        let path = role.log(&Paths::new(dir), id);
         let cannot_log = || format!("cannot write {}", path.display());
         let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
         let log = log.with_context(cannot_log)?;
         let log_start = log.metadata().with_context(cannot_log)?.len();
         let stdout = log.try_clone().with_context(cannot_log)?;
-        let program = std::env::current_exe().context("cannot find this program itself")?;
         let child = Command::new(program)
             .arg(role.subcommand())
             .arg("--dir")
@@ -96,7 +97,7 @@ impl Process {
             .stderr(log)
             .process_group(0)
             .spawn()
-            .with_context(|| format!("cannot start {role} {id}"))?;
+            .with_context(|| format!("cannot start {role} {id} ({})", program.display()))?;
         Ok(Process { role, id, child, log: path, log_start })
     }
 
@@ -168,6 +169,9 @@ impl fmt::Display for Death {
     }
 }
 
+/// Guests that run another program, which must know the subcommand `guest-replica`, by server.
+pub(crate) type Programs = BTreeMap<ServerId, PathBuf>;
+
 /// All processes of a cluster on this machine. Dropped, it kills those that still run.
 pub(crate) struct Supervisor {
     processes: Vec<Process>,
@@ -178,6 +182,16 @@ impl Supervisor {
     /// Starts a host agent and a guest replica for every server. To be called on the main thread:
     /// a child ends with the *thread* that started it.
     pub(crate) fn start(dir: &Path, cluster: &Cluster) -> Result<Supervisor> {
+        Supervisor::start_with(dir, cluster, &Programs::new())
+    }
+
+    /// The same, with guests that run other programs than this one.
+    pub(crate) fn start_with(
+        dir: &Path,
+        cluster: &Cluster,
+        programs: &Programs,
+    ) -> Result<Supervisor> {
+        let own = std::env::current_exe().context("cannot find this program itself")?;
         let paths = Paths::new(dir);
         let lock = lock(&paths)?;
         let mut folder = DirBuilder::new();
@@ -187,8 +201,12 @@ impl Supervisor {
         let mut this = Supervisor { processes: Vec::new(), _lock: lock };
         for role in [Role::HostAgent, Role::GuestReplica] {
             for id in ServerId::all(cluster.n()) {
+                let program = match role {
+                    Role::HostAgent => &own,
+                    Role::GuestReplica => programs.get(&id).unwrap_or(&own),
+                };
                 // On an error those that run already are killed as `this` is dropped.
-                this.processes.push(Process::start(dir, &paths, role, id)?);
+                this.processes.push(Process::start(dir, program, role, id)?);
             }
         }
         Ok(this)

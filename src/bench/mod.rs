@@ -2,12 +2,14 @@
 //!
 //! | module | one job |
 //! |---|---|
+//! | [`own`] | a cluster of one's own for one measurement |
 //! | [`payload`] | request and reply sizes |
 //! | [`run`](mod@run) | a load on a cluster, measured |
 //! | [`floor`] | what the machine itself can do |
 //! | [`table`] | rows for people and for programs |
 
 pub(crate) mod floor;
+pub(crate) mod own;
 pub(crate) mod payload;
 pub(crate) mod run;
 pub(crate) mod table;
