@@ -297,6 +297,21 @@ pub(crate) struct BenchArgs {
     /// loopback TCP (a round is 8 hops), before and after the payloads.
     #[arg(long)]
     pub(crate) floor: bool,
+    /// What else is measured, on clusters of its own.
+    #[command(flatten)]
+    pub(crate) figures: Figures,
+}
+
+/// What `bench` measures on clusters of its own, and draws.
+#[derive(Args)]
+pub(crate) struct Figures {
+    /// Kill the sequencer's guest N times under load, then the sequencer's host N times, and show
+    /// for how long service paused.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) failover: Option<u16>,
+    /// Put full load on a cluster for so long, and count the sequencer changes: there must be none.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) steady: Option<u64>,
 }
 
 /// What `bench` and `demo` measure.

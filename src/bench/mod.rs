@@ -5,9 +5,13 @@
 //! | [`own`] | a cluster of one's own for one measurement |
 //! | [`payload`] | request and reply sizes |
 //! | [`run`](mod@run) | a load on a cluster, measured |
+//! | [`failover`] | how long service pauses when the sequencer is killed |
+//! | [`figures`] | what is measured on clusters of its own, and drawn |
 //! | [`floor`] | what the machine itself can do |
 //! | [`table`] | rows for people and for programs |
 
+mod failover;
+mod figures;
 pub(crate) mod floor;
 pub(crate) mod own;
 pub(crate) mod payload;
@@ -30,6 +34,9 @@ use crate::{output, session};
 
 /// Runs `difato bench`.
 pub(crate) fn run(args: BenchArgs) -> Result<()> {
+    if figures::wanted(&args) {
+        return own::run(figures::measure(&args));
+    }
     let paths = Paths::new(&args.dir);
     let cluster = Cluster::load(&paths)?;
     if cluster.application != ApplicationName::EchoSized.name() {
