@@ -26,6 +26,9 @@ macro_rules! faulty_version {
     };
 }
 
+/// What a build says with `--version` whose sequencer is faulty.
+pub(crate) const FAULTY_VERSION: &str = faulty_version!();
+
 /// What `--version` says. A build for figures and tests must never pass for another.
 const VERSION: &str = if guest_replica::FAULTY_SEQUENCER {
     concat!(env!("CARGO_PKG_VERSION"), " (", faulty_version!(), ")")
@@ -274,29 +277,40 @@ digits), and a backslash as \\\\, so that no two payloads look the same.";
 #[derive(Args)]
 #[command(after_help = PAYLOADS)]
 pub(crate) struct BenchArgs {
-    /// The cluster's folder; its application must be echo-sized.
-    #[arg(long)]
-    pub(crate) dir: PathBuf,
-    /// As which client.
-    #[arg(long, value_name = "C")]
-    pub(crate) client: u32,
+    /// The folder of a running cluster; its application must be echo-sized [default: start a
+    /// cluster on this machine, in a temporary folder, and remove it afterwards].
+    #[arg(long, conflicts_with_all = ["f", "durability"])]
+    pub(crate) dir: Option<PathBuf>,
+    /// As which client of that cluster; with --clients, the first of them.
+    #[arg(long, value_name = "C", requires = "dir")]
+    pub(crate) client: Option<u32>,
     /// What is measured.
     #[command(flatten)]
     pub(crate) measure: Measure,
     /// Requests of each payload that come first and are not measured.
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub(crate) warmup: u64,
-    /// Requests that are under way at a time.
+    /// Requests of each client that are under way at a time.
     #[arg(long, value_name = "K", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=MAX_OUTSTANDING as i64))]
     pub(crate) outstanding: u16,
     /// Also write the table to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// Also measure the floor: a token of 64 bytes passed around a ring of 8 processes over
-    /// loopback TCP (a round is 8 hops), before and after the payloads.
+    /// Also measure the floor, before and after the payloads: a bare token that passes around 8
+    /// processes, over the same kinds of channels and in the same sizes as a request of each payload.
     #[arg(long)]
     pub(crate) floor: bool,
+    /// How many clients send at a time.
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=MAX_CLIENTS as i64))]
+    pub(crate) clients: u16,
+    /// How many faulty servers the cluster that is started tolerates [default: 1].
+    #[arg(long, value_name = "F", value_parser = clap::value_parser!(u16).range(1..=MAX_F))]
+    pub(crate) f: Option<u16>,
+    /// What a record outlives there before others see it [default: process].
+    #[arg(long, value_enum)]
+    pub(crate) durability: Option<DurabilityName>,
     /// What else is measured, on clusters of its own.
     #[command(flatten)]
     pub(crate) figures: Figures,
@@ -307,11 +321,40 @@ pub(crate) struct BenchArgs {
 pub(crate) struct Figures {
     /// Kill the sequencer's guest N times under load, then the sequencer's host N times, and show
     /// for how long service paused.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with_all = OTHERS,
+          value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) failover: Option<u16>,
     /// Put full load on a cluster for so long, and count the sequencer changes: there must be none.
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = OTHERS,
+          value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) steady: Option<u64>,
+    /// Measure each payload with a sequencer that sends one wrong proposal in ten, too: PROGRAM is
+    /// difato, built with `--features faulty-sequencer`.
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = OTHERS)]
+    pub(crate) faulty: Option<PathBuf>,
+    /// Which guests are PROGRAM.
+    #[arg(long, value_enum, requires = "faulty", default_value_t = FaultyServers::One)]
+    pub(crate) faulty_servers: FaultyServers,
+    /// Measure how cost grows with servers (f = 1, 2, 3), clients (1 to 256), payloads (0 to 1 MiB)
+    /// and batches.
+    #[arg(long, conflicts_with_all = OTHERS)]
+    pub(crate) scale: bool,
+    /// Draw what is measured: latency by payload, throughput against latency, and what --faulty and
+    /// --scale measure.
+    #[arg(long, value_name = "FILE.svg", conflicts_with_all = OTHERS)]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+/// Arguments of `bench` that say on what to measure, or how; [`Figures`] are measured as they are.
+const OTHERS: [&str; 7] = ["dir", "client", "clients", "outstanding", "floor", "f", "durability"];
+
+/// `--faulty-servers`.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum FaultyServers {
+    /// Server 0, the first sequencer.
+    One,
+    /// Every server.
+    All,
 }
 
 /// What `bench` and `demo` measure.
@@ -334,8 +377,11 @@ const DEFAULT_PAYLOADS: &str = "0/0,0/4096,4096/4096";
 
 const PAYLOADS: &str = "\
 A request carries 8 bytes more than its size says: `ECHO` and the size of the reply that it asks
-for. The JSON file holds an array of objects with the keys payload, requests, outstanding, mean_us,
-p50_us, p99_us, max_us and requests_per_s; with --floor its last element has the payload `floor`.";
+for. The JSON file holds an array of objects with the keys scenario (`cluster`, or what is special:
+`floor`), payload, requests, clients, outstanding, mean_us, p50_us, p99_us, max_us, requests_per_s,
+payload_mb_per_s (request bytes, in 10^6), and cpu_s_per_million (CPU seconds per million requests:
+guests and host_agents, null for a cluster that was running, and load, which is this process; null
+if nothing is known).";
 
 /// `difato status`.
 #[derive(Args)]
@@ -391,9 +437,21 @@ pub(crate) struct DemoArgs {
 /// `difato floor-node`.
 #[derive(Args)]
 pub(crate) struct FloorNodeArgs {
-    /// Start so many rounds and time them, instead of passing on.
+    /// Its place in the ring; 0 starts the rounds.
     #[arg(long)]
-    pub(crate) rounds: Option<u64>,
+    pub(crate) node: usize,
+    /// What the tokens are as long as.
+    #[arg(long)]
+    pub(crate) shape: Shape,
+    /// In a cluster of so many servers.
+    #[arg(long)]
+    pub(crate) servers: usize,
+    /// Rounds that are timed.
+    #[arg(long)]
+    pub(crate) rounds: u64,
+    /// Where the shared memory is.
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
     /// The process that started this one; if it ends, so does this one.
     #[arg(long, value_name = "PID")]
     pub(crate) supervised_by: i32,

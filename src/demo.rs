@@ -15,10 +15,12 @@ use protocol::messages::Status;
 use shared_registers::ids::{OrderNumber, ServerId, Term};
 use tokio::time::{sleep, timeout};
 
+use crate::bench::cpu::Meter;
 use crate::bench::own::{self, Own, Spec};
 use crate::bench::payload::Shape;
-use crate::bench::run::{Load, measure};
+use crate::bench::run::{Group, Load};
 use crate::bench::table::{Row, render};
+use crate::bench::tally::{CLUSTER, Tally};
 use crate::cli::DemoArgs;
 use crate::output::print;
 use crate::session::{self, Operator};
@@ -54,21 +56,22 @@ async fn demo(args: &DemoArgs) -> Result<()> {
         shape.check(&own.operator.cluster)?;
     }
     introduce(&own)?;
-    let client = session::connect(own.dir(), SENDER)?;
+    let cluster = &own.operator.cluster;
+    let group = Group::connect(own.dir(), cluster, (SENDER, 1), Meter::of_load())?;
 
     print(&format!("\n{} requests of each payload, one at a time:", args.measure.requests))?;
     let mut last = OrderNumber(0);
     let mut rows = Vec::new();
     for shape in &args.measure.payloads {
-        rows.push(batch(&client, *shape, args.measure.requests, &mut last).await?);
+        rows.push(batch(&group, *shape, args.measure.requests, &mut last).await?);
     }
     print(&render(&rows))?;
 
-    kill_the_sequencer(&mut own, &client, &mut last).await?;
+    kill_the_sequencer(&mut own, group.first(), &mut last).await?;
 
     let again = (args.measure.requests / 10).max(100);
     print(&format!("\n{again} more requests under the new sequencer:"))?;
-    let row = batch(&client, Shape { request: 0, reply: 0 }, again, &mut last).await?;
+    let row = batch(&group, Shape { request: 0, reply: 0 }, again, &mut last).await?;
     print(&render(&[row]))?;
 
     compare_listeners(own.dir(), last).await?;
@@ -95,23 +98,18 @@ fn introduce(own: &Own) -> Result<()> {
 }
 
 /// A measured load, whose order numbers must follow the last one's.
-async fn batch(
-    client: &Client,
-    shape: Shape,
-    requests: u64,
-    last: &mut OrderNumber,
-) -> Result<Row> {
+async fn batch(group: &Group, shape: Shape, requests: u64, last: &mut OrderNumber) -> Result<Row> {
     let warmup = WARMUP.min(requests / 10);
-    let load = Load { requests, warmup, outstanding: 1 };
-    let measured = measure(client, shape, load).await?;
+    let mut tally = Tally::new(shape, group.len(), 1);
+    let span = group.measure(shape, Load { requests, warmup, outstanding: 1 }, &mut tally).await?;
     let sent = warmup + requests;
-    let (first, new_last) = (measured.first, measured.last);
+    let (first, new_last) = (span.first, span.last);
     ensure!(
         first == last.next() && new_last.0 - last.0 == sent,
         "{sent} requests after order {last} were given orders {first} to {new_last}"
     );
     *last = new_last;
-    Ok(measured.row)
+    Ok(tally.row(CLUSTER))
 }
 
 /// What the light stream saw.

@@ -71,6 +71,6 @@ fn run(command: Command) -> Result<()> {
         Command::Status(args) => status::run(args),
         Command::Retire(args) => retire::run(&args),
         Command::Demo(args) => demo::run(args),
-        Command::FloorNode(args) => bench::floor::run_node(args),
+        Command::FloorNode(args) => bench::floor_node::run(args),
     }
 }

@@ -229,6 +229,12 @@ impl Supervisor {
         &self.processes
     }
 
+    /// The process ids of those of one role that run, by server.
+    pub(crate) fn pids(&self, role: Role) -> Vec<u32> {
+        let of_role = self.processes.iter().filter(|process| process.role == role);
+        of_role.map(Process::pid).collect()
+    }
+
     /// Whether this process of the server runs.
     pub(crate) fn runs(&self, role: Role, id: ServerId) -> bool {
         self.processes.iter().any(|process| (process.role, process.id) == (role, id))

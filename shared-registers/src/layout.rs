@@ -118,7 +118,7 @@ pub mod write {
 /// First word of a frame: this in the upper half, the length of what follows in the lower.
 pub(crate) const FRAME_MAGIC: u64 = 0x4472_4146 << 32;
 /// Bytes of a frame before its body: its first word, `seq`, `drops`.
-pub(crate) const FRAME_HEADER_BYTES: usize = 24;
+pub const FRAME_HEADER_BYTES: usize = 24;
 
 /// Why a host dropped a frame. The numbers stand in the read file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

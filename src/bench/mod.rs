@@ -1,43 +1,81 @@
-//! `difato bench`: what ordering costs, in microseconds and in requests per second.
+//! `difato bench`: what ordering costs, in microseconds, requests per second and CPU seconds.
 //!
 //! | module | one job |
 //! |---|---|
 //! | [`own`] | a cluster of one's own for one measurement |
 //! | [`payload`] | request and reply sizes |
 //! | [`run`](mod@run) | a load on a cluster, measured |
+//! | [`cpu`] | CPU seconds by role |
+//! | [`tally`] | what slices of one kind of load sum up to |
+//! | [`hops`](mod@hops) | the way of a request: channels and bytes |
+//! | [`floor`], [`floor_node`] | how fast a bare token goes that way: the ring, and one process of it |
 //! | [`failover`] | how long service pauses when the sequencer is killed |
+//! | [`faulty`] | a sequencer that proposes wrongly on purpose |
+//! | [`scale`] | how cost grows with servers, clients, payloads and batches |
 //! | [`figures`] | what is measured on clusters of its own, and drawn |
-//! | [`floor`] | what the machine itself can do |
+//! | [`plot`] | panels in an SVG file |
 //! | [`table`] | rows for people and for programs |
 
+pub(crate) mod cpu;
 mod failover;
+mod faulty;
 mod figures;
 pub(crate) mod floor;
+pub(crate) mod floor_node;
+pub(crate) mod hops;
 pub(crate) mod own;
 pub(crate) mod payload;
+mod plot;
 pub(crate) mod run;
+mod scale;
 pub(crate) mod table;
+pub(crate) mod tally;
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use shared_registers::cluster::{Cluster, Paths};
+use anyhow::Result;
+use shared_registers::cluster::{Cluster, Durability, Paths};
 
-use self::floor::{Floor, NODES, TOKEN_BYTES};
-use self::run::{Load, measure};
+use self::cpu::Meter;
+use self::floor::Floor;
+use self::hops::HOPS;
+use self::own::{Own, Spec};
+use self::run::{Group, Load};
 use self::table::{Row, render};
+use self::tally::{CLUSTER, Tally};
 use crate::cli::{ApplicationName, BenchArgs};
 use crate::exit::bad_input;
-use crate::{output, session};
+use crate::output;
 
 /// Runs `difato bench`.
 pub(crate) fn run(args: BenchArgs) -> Result<()> {
-    if figures::wanted(&args) {
-        return own::run(figures::measure(&args));
+    // Before an hour of measuring rather than after it.
+    let json = args.json.as_deref().map(table::open).transpose()?;
+    let rows = own::run(measure(&args))?;
+    json.map_or(Ok(()), |file| table::write(file, &rows))
+}
+
+async fn measure(args: &BenchArgs) -> Result<Vec<Row>> {
+    if figures::wanted(&args.figures) {
+        return figures::measure(args).await;
     }
-    let paths = Paths::new(&args.dir);
+    let Some(dir) = &args.dir else {
+        let mut spec = Spec::new(usize::from(args.f.unwrap_or(1)), args.clients.into());
+        spec.durability = args.durability.map_or(Durability::Process, Durability::from);
+        let own = Own::start(&spec).await?;
+        let cluster = &own.operator.cluster;
+        let group = connect(args, own.dir(), cluster, 0, Meter::of(&own))?;
+        let rows = with_floor(args, &group, cluster.n()).await?;
+        own.close()?;
+        return Ok(rows);
+    };
+    let Some(client) = args.client else {
+        return Err(bad_input(
+            "--dir needs --client C: as which of the cluster's clients to measure (the first of \
+             them, with --clients)",
+        ));
+    };
+    let paths = Paths::new(dir);
     let cluster = Cluster::load(&paths)?;
     if cluster.application != ApplicationName::EchoSized.name() {
         return Err(bad_input(format!(
@@ -46,68 +84,64 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
             cluster.application
         )));
     }
+    let group = connect(args, dir, &cluster, client, Meter::of_load())?;
+    with_floor(args, &group, cluster.n()).await
+}
+
+/// The clients, if what they shall send can pass.
+fn connect(
+    args: &BenchArgs,
+    dir: &Path,
+    cluster: &Cluster,
+    first: u32,
+    meter: Meter,
+) -> Result<Group> {
     for shape in &args.measure.payloads {
-        shape.check(&cluster)?;
+        shape.check(cluster)?;
     }
-    // Before an hour of measuring rather than after it.
-    let json = args.json.as_deref().map(open).transpose()?;
-    let mut floor = Floor::new();
-    if args.floor {
-        floor.measure(args.measure.requests)?;
+    Group::connect(dir, cluster, (first, args.clients.into()), meter)
+}
+
+async fn with_floor(args: &BenchArgs, group: &Group, servers: usize) -> Result<Vec<Row>> {
+    let shapes = args.measure.payloads.iter().filter(|_| args.floor);
+    let mut floors: Vec<Floor> = shapes.map(|shape| Floor::new(*shape, servers)).collect();
+    for floor in &mut floors {
+        floor.measure(args.measure.requests).await?;
     }
-    let mut rows = measure_all(&args)?;
+    let mut rows = payloads(args, group).await?;
+    for floor in &mut floors {
+        floor.measure(args.measure.requests).await?;
+    }
+    let above = args.floor.then(|| compare(&rows, &floors));
+    rows.extend(floors.iter().map(Floor::row));
     output::print(&render(&rows))?;
-    if args.floor {
-        floor.measure(args.measure.requests)?;
-        output::print(&compare(&rows, &floor))?;
-        rows.push(floor.row());
+    above.map_or(Ok(()), |above| output::print(&above))?;
+    Ok(rows)
+}
+
+async fn payloads(args: &BenchArgs, group: &Group) -> Result<Vec<Row>> {
+    let outstanding = usize::from(args.outstanding);
+    let load = Load { requests: args.measure.requests, warmup: args.warmup, outstanding };
+    let mut rows = Vec::new();
+    for shape in &args.measure.payloads {
+        let mut tally = Tally::new(*shape, group.len(), outstanding);
+        group.measure(*shape, load, &mut tally).await?;
+        rows.push(tally.row(CLUSTER));
     }
-    json.map_or(Ok(()), |file| write(file, &rows).context("cannot write the JSON file"))
+    Ok(rows)
 }
 
-fn measure_all(args: &BenchArgs) -> Result<Vec<Row>> {
-    let BenchArgs { warmup, outstanding, .. } = *args;
-    let requests = args.measure.requests;
-    let load = Load { requests, warmup, outstanding: usize::from(outstanding) };
-    session::runtime()?.block_on(async {
-        let client = session::connect(&args.dir, args.client)?;
-        let mut rows = Vec::new();
-        for shape in &args.measure.payloads {
-            rows.push(measure(&client, *shape, load).await?.row);
-        }
-        Ok(rows)
-    })
-}
-
-fn compare(rows: &[Row], floor: &Floor) -> String {
-    let each: Vec<String> = floor.p50s_us.iter().map(|us| format!("{us:.1} us")).collect();
-    let p50 = floor.row().p50_us;
-    let ratios = rows.iter().map(|row| format!("{} {:.2}", row.payload, row.p50_us / p50.max(0.1)));
+fn compare(rows: &[Row], floors: &[Floor]) -> String {
+    let each: Vec<String> = floors.iter().map(Floor::summary).collect();
+    let ratio = |(row, floor): (&Row, &Floor)| {
+        format!("{} {:.2}", row.payload, row.p50_us / floor.row().p50_us.max(0.1))
+    };
+    let ratios: Vec<String> = rows.iter().zip(floors).map(ratio).collect();
     format!(
-        "floor ({TOKEN_BYTES} bytes once around {NODES} processes over loopback TCP): p50 {}, \
-         before and after; {p50:.1} us in all\n\
+        "floor (a bare token once around {HOPS} processes, over the same kinds of channels, in the \
+         same sizes), p50 before and after: {}\n\
          p50 as a multiple of the floor's: {}",
-        each.join(" and "),
-        ratios.collect::<Vec<_>>().join(", ")
+        each.join("; "),
+        ratios.join(", ")
     )
-}
-
-fn open(path: &Path) -> Result<File> {
-    // What is in it stays until there is something new.
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(|error| bad_input(format!("cannot write {}: {error}", path.display())))
-}
-
-fn write(mut file: File, rows: &[Row]) -> Result<()> {
-    let mut json = serde_json::to_string_pretty(rows)?;
-    json.push('\n');
-    // A pipe or a terminal has no earlier contents.
-    if file.metadata()?.is_file() {
-        file.set_len(0)?;
-    }
-    Ok(file.write_all(json.as_bytes())?)
 }

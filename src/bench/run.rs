@@ -1,53 +1,160 @@
-//! One load on a cluster: so many requests of one shape, so many of them under way at a time.
+//! One load on a cluster: so many requests of one shape from one or several clients, so many of
+//! each client's under way at a time.
+//!
+//! All clients live in this process, on its one thread. What that costs is measured with the rest
+//! (see [`cpu`](super::cpu)), since on a machine with few cores it takes from the cluster.
 
 use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use client::Client;
 use indicatif::{ProgressBar, ProgressStyle};
+use shared_registers::cluster::Cluster;
 use shared_registers::ids::OrderNumber;
+use tokio::task::JoinSet;
 
+use super::cpu::Meter;
 use super::payload::Shape;
-use super::table::{Latencies, Row};
+use super::table::Latencies;
+use super::tally::Tally;
 use crate::exit::bad_input;
+use crate::session;
 
 /// How many requests, and how.
 #[derive(Clone, Copy)]
 pub(crate) struct Load {
-    /// Requests that are measured.
+    /// Requests that are measured, of all clients together.
     pub(crate) requests: u64,
     /// Requests before them that are not.
     pub(crate) warmup: u64,
-    /// Requests that are under way at a time.
+    /// Requests of each client that are under way at a time.
     pub(crate) outstanding: usize,
 }
 
-/// What came of a load.
-pub(crate) struct Measured {
-    /// The latencies, summed up.
-    pub(crate) row: Row,
-    /// The order number of the first request, the warm-up's included.
+/// The order numbers that a load was given, its warm-up included.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    /// The lowest.
     pub(crate) first: OrderNumber,
-    /// The order number of the last request.
+    /// The highest.
     pub(crate) last: OrderNumber,
 }
 
-/// Puts a load on the cluster, shows its progress on stderr if that is a terminal, and measures.
-pub(crate) async fn measure(client: &Client, shape: Shape, load: Load) -> Result<Measured> {
-    let Load { requests, warmup, outstanding } = load;
-    let bar = progress_bar(shape, warmup + requests);
-    let mut flight = Flight::new(client, shape, outstanding, bar);
-    flight.send(warmup).await?;
-    flight.latencies = Latencies::new();
-    let start = Instant::now();
-    flight.send(requests).await?;
-    let row = flight.latencies.row(shape.to_string(), outstanding, start.elapsed());
-    let Some((first, last)) = flight.span else {
-        return Err(bad_input("no requests: there is nothing to measure"));
-    };
-    flight.bar.finish_and_clear();
-    Ok(Measured { row, first, last })
+/// Clients of one cluster that send at a time, and whose CPU time to look at meanwhile.
+pub(crate) struct Group {
+    clients: Vec<Arc<Client>>,
+    meter: Meter,
+}
+
+impl Group {
+    /// Connects as `count` clients from `first` on. Must be called within a runtime.
+    pub(crate) fn connect(
+        dir: &Path,
+        cluster: &Cluster,
+        (first, count): (u32, u32),
+        meter: Meter,
+    ) -> Result<Group> {
+        let end = u64::from(first) + u64::from(count);
+        // A single one is looked for, and named, as every other command does.
+        if count > 1 && end > u64::from(cluster.clients) {
+            return Err(bad_input(format!(
+                "--clients {count} are clients {first} to {}, and the cluster has keys for clients 0 \
+                 to {}: take fewer, or make a cluster for more with `difato cluster init \
+                 --clients`",
+                end - 1,
+                cluster.clients.saturating_sub(1)
+            )));
+        }
+        let clients = (first..).take(count as usize);
+        let clients = clients.map(|id| session::connect(dir, id).map(Arc::new));
+        Ok(Group { clients: clients.collect::<Result<_>>()?, meter })
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// The first of them.
+    pub(crate) fn first(&self) -> &Client {
+        &self.clients[0]
+    }
+
+    /// Puts a load on the cluster, shows its progress on stderr if that is a terminal, and adds
+    /// what was measured to `tally`.
+    pub(crate) async fn measure(
+        &self,
+        shape: Shape,
+        load: Load,
+        tally: &mut Tally,
+    ) -> Result<Span> {
+        let Load { requests, warmup, outstanding } = load;
+        let bar = progress_bar(shape, warmup + requests);
+        // Made before the clock starts: a histogram is half a megabyte.
+        let [warming, measuring] = [warmup, requests].map(|n| Arc::new(Work::new(n, bar.clone())));
+        let before = self.send(shape, outstanding, &warming).await?;
+        let (cpu, start) = (self.meter.read()?, Instant::now());
+        let span = self.send(shape, outstanding, &measuring).await?;
+        let elapsed = start.elapsed();
+        tally.add(&measuring.latencies(), elapsed, Some(self.meter.read()? - cpu));
+        bar.finish_and_clear();
+        join(before, span).ok_or_else(|| bad_input("no requests: there is nothing to measure"))
+    }
+
+    /// Has all clients send, whoever has room the next one, and waits for all answers.
+    async fn send(
+        &self,
+        shape: Shape,
+        outstanding: usize,
+        work: &Arc<Work>,
+    ) -> Result<Option<Span>> {
+        let mut flights = JoinSet::new();
+        for client in &self.clients {
+            let flight = Flight::new(client.clone(), shape, outstanding, work.clone());
+            flights.spawn(flight.send());
+        }
+        let mut span = None;
+        while let Some(done) = flights.join_next().await {
+            span = join(span, done.context("a client of the load broke")??);
+        }
+        Ok(span)
+    }
+}
+
+/// What all clients work on.
+struct Work {
+    unsent: AtomicU64,
+    latencies: Mutex<Latencies>,
+    bar: ProgressBar,
+}
+
+impl Work {
+    fn new(requests: u64, bar: ProgressBar) -> Work {
+        let latencies = Mutex::new(Latencies::new());
+        Work { unsent: AtomicU64::new(requests), latencies, bar }
+    }
+
+    /// Whether there is one more to send, which is then the caller's.
+    fn take(&self) -> bool {
+        let less = |unsent: u64| unsent.checked_sub(1);
+        self.unsent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+
+    /// Nobody waits for it: there is one thread.
+    fn latencies(&self) -> MutexGuard<'_, Latencies> {
+        self.latencies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn join(a: Option<Span>, b: Option<Span>) -> Option<Span> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(Span { first: a.first.min(b.first), last: a.last.max(b.last) }),
+        (a, b) => a.or(b),
+    }
 }
 
 fn progress_bar(shape: Shape, requests: u64) -> ProgressBar {
@@ -60,40 +167,36 @@ fn progress_bar(shape: Shape, requests: u64) -> ProgressBar {
     }
 }
 
-struct Flight<'a> {
-    client: &'a Client,
+/// One client's part.
+struct Flight {
+    client: Arc<Client>,
     shape: Shape,
     payload: Vec<u8>,
     outstanding: usize,
-    bar: ProgressBar,
-    latencies: Latencies,
-    /// The first and the last order number so far.
-    span: Option<(OrderNumber, OrderNumber)>,
+    work: Arc<Work>,
+    span: Option<Span>,
 }
 
-impl<'a> Flight<'a> {
-    fn new(client: &'a Client, shape: Shape, outstanding: usize, bar: ProgressBar) -> Flight<'a> {
-        let (payload, latencies) = (shape.payload(), Latencies::new());
-        Flight { client, shape, payload, outstanding, bar, latencies, span: None }
+impl Flight {
+    fn new(client: Arc<Client>, shape: Shape, outstanding: usize, work: Arc<Work>) -> Flight {
+        Flight { client, shape, payload: shape.payload(), outstanding, work, span: None }
     }
 
-    /// Sends so many and waits for all.
-    async fn send(&mut self, requests: u64) -> Result<()> {
+    /// Sends as long as there are any, and waits for all of its own.
+    async fn send(mut self) -> Result<Option<Span>> {
         let mut under_way = VecDeque::with_capacity(self.outstanding);
-        let mut unsent = requests;
         loop {
-            while unsent > 0 && under_way.len() < self.outstanding {
+            while under_way.len() < self.outstanding && self.work.take() {
                 let start = Instant::now();
                 let pending = self.client.submit(self.payload.clone()).await?;
                 under_way.push_back((start, pending));
-                unsent -= 1;
             }
             // One client's requests are delivered in the order sent, so the first is done first.
-            let Some((start, pending)) = under_way.pop_front() else { return Ok(()) };
+            let Some((start, pending)) = under_way.pop_front() else { return Ok(self.span) };
             let answer = pending.await?;
-            self.latencies.add(start.elapsed());
+            self.work.latencies().add(start.elapsed());
             self.check(answer.order, answer.bytes.len())?;
-            self.bar.inc(1);
+            self.work.bar.inc(1);
         }
     }
 
@@ -105,9 +208,14 @@ impl<'a> Flight<'a> {
                  application echo-sized (see cluster.toml)"
             )));
         }
-        let (first, last) = self.span.unwrap_or((order, OrderNumber(order.0.saturating_sub(1))));
-        ensure!(order > last, "order {order} was answered after order {last}");
-        self.span = Some((first, order));
+        let first = match self.span {
+            Some(Span { first, last }) => {
+                ensure!(order > last, "order {order} was answered after order {last}");
+                first
+            }
+            None => order,
+        };
+        self.span = Some(Span { first, last: order });
         Ok(())
     }
 }

@@ -1,18 +1,30 @@
 //! What was measured, as rows: for people a table, for programs JSON.
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
+
+use super::cpu::Cpu;
+use super::tally::{CLUSTER, tenths};
+use crate::exit::bad_input;
 
 /// One row. The names are those of the JSON file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Row {
-    /// Request and reply size, or `floor`.
+    /// What was measured, and on what: `cluster`, or what is special about it.
+    pub(crate) scenario: String,
+    /// Request and reply size.
     pub(crate) payload: String,
     /// How many were measured.
     pub(crate) requests: u64,
-    /// How many were under way at a time.
+    /// How many clients sent at a time.
+    pub(crate) clients: usize,
+    /// How many of each were under way at a time.
     pub(crate) outstanding: usize,
     /// Mean latency in microseconds.
     pub(crate) mean_us: f64,
@@ -24,6 +36,10 @@ pub(crate) struct Row {
     pub(crate) max_us: f64,
     /// Requests per second from the first sent to the last answered.
     pub(crate) requests_per_s: f64,
+    /// Megabytes (of 10^6 bytes) of requests per second, their headers not counted.
+    pub(crate) payload_mb_per_s: f64,
+    /// CPU seconds for a million such requests, by role.
+    pub(crate) cpu_s_per_million: Option<Cpu>,
 }
 
 /// Longer latencies are recorded as this long.
@@ -45,41 +61,64 @@ impl Latencies {
         self.0.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// The row for these latencies, which took `elapsed` in all.
-    pub(crate) fn row(&self, payload: String, outstanding: usize, elapsed: Duration) -> Row {
-        let micros = |ns: u64| ns as f64 / 1000.0;
-        let quantile = |q| tenths(micros(self.0.value_at_quantile(q)));
-        Row {
-            payload,
-            requests: self.0.len(),
-            outstanding,
-            mean_us: tenths(self.0.mean() / 1000.0),
-            p50_us: quantile(0.5),
-            p99_us: quantile(0.99),
-            max_us: tenths(micros(self.0.max())),
-            requests_per_s: tenths(self.0.len() as f64 / elapsed.as_secs_f64().max(1e-9)),
-        }
+    /// All of `more` too.
+    pub(crate) fn merge(&mut self, more: &Latencies) {
+        self.0.add(&more.0).expect("all have the same bounds");
+    }
+
+    /// How many.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Their mean in microseconds.
+    pub(crate) fn mean_us(&self) -> f64 {
+        self.0.mean() / 1000.0
+    }
+
+    /// What this part of them (0 to 1) does not exceed, in microseconds, rounded to tenths.
+    pub(crate) fn quantile_us(&self, part: f64) -> f64 {
+        let ns = if part < 1.0 { self.0.value_at_quantile(part) } else { self.0.max() };
+        tenths(ns as f64 / 1000.0)
     }
 }
 
-fn tenths(value: f64) -> f64 {
-    (value * 10.0).round() / 10.0
-}
-
-/// The rows as lines of text, without a line break at the end.
+/// The rows as lines of text, without a line break at the end. Columns that say nothing about any
+/// of them are left out.
 pub(crate) fn render(rows: &[Row]) -> String {
-    let head = ["payload", "requests", "outstanding", "mean us", "p50 us", "p99 us", "max us"];
-    let head = head.iter().chain(&["requests/s"]).map(ToString::to_string);
-    let mut lines: Vec<Vec<String>> = vec![head.collect()];
+    let any = |says: fn(&Row) -> bool| rows.iter().any(says);
+    let special = any(|row| row.scenario != CLUSTER);
+    let with_bytes = any(|row| row.payload_mb_per_s > 0.0);
+    let with_servers = any(|row| row.cpu_s_per_million.is_some_and(|cpu| cpu.guests.is_some()));
+    let mut head = vec!["payload", "requests", "clients", "outstanding", "mean us", "p50 us"];
+    head.extend(["p99 us", "max us", "requests/s"]);
+    head.extend(with_bytes.then_some("MB/s"));
+    head.extend(with_servers.then_some(["guests", "hosts", "load"]).into_iter().flatten());
+    head.extend(special.then_some("scenario"));
+    let mut lines: Vec<Vec<String>> = vec![head.iter().map(ToString::to_string).collect()];
     for row in rows {
+        let counts = [row.requests, row.clients as u64, row.outstanding as u64];
         let times = [row.mean_us, row.p50_us, row.p99_us, row.max_us];
-        let mut line = vec![row.payload.clone(), row.requests.to_string()];
-        line.push(row.outstanding.to_string());
+        let mut line = vec![row.payload.clone()];
+        line.extend(counts.map(|count| count.to_string()));
         line.extend(times.map(|us| format!("{us:.1}")));
         line.push(format!("{:.0}", row.requests_per_s));
+        line.extend(with_bytes.then(|| format!("{:.1}", row.payload_mb_per_s)));
+        let seconds = |s: Option<f64>| s.map_or("-".into(), |s| format!("{s:.1}"));
+        let cpu = row.cpu_s_per_million;
+        if with_servers {
+            line.push(seconds(cpu.and_then(|cpu| cpu.guests)));
+            line.push(seconds(cpu.and_then(|cpu| cpu.host_agents)));
+            line.push(seconds(cpu.map(|cpu| cpu.load)));
+        }
+        line.extend(special.then(|| row.scenario.clone()));
         lines.push(line);
     }
-    columns(&lines)
+    let mut text = columns(&lines);
+    if with_servers {
+        text += "\n(guests, hosts, load: CPU seconds per million requests)";
+    }
+    text
 }
 
 /// Lines of cells as aligned columns: the first to the left, the others to the right.
@@ -99,52 +138,68 @@ pub(crate) fn columns(lines: &[Vec<String>]) -> String {
     lines.iter().map(render).collect::<Vec<_>>().join("\n")
 }
 
+/// A file for results, opened before an hour of measuring rather than after it.
+pub(crate) fn open(path: &Path) -> Result<File> {
+    // What is in it stays until there is something new.
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(|error| bad_input(format!("cannot write {}: {error}", path.display())))
+}
+
+/// Writes the rows as JSON in the place of what was in the file.
+pub(crate) fn write(file: File, rows: &[Row]) -> Result<()> {
+    let mut json = serde_json::to_string_pretty(rows)?;
+    json.push('\n');
+    replace(file, &json).context("cannot write the JSON file")
+}
+
+/// Puts a text in the place of what was in the file.
+pub(crate) fn replace(mut file: File, text: &str) -> Result<()> {
+    // A pipe or a terminal has no earlier contents.
+    if file.metadata()?.is_file() {
+        file.set_len(0)?;
+    }
+    Ok(file.write_all(text.as_bytes())?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::payload::Shape;
+    use crate::bench::tally::Tally;
 
-    fn sample() -> Row {
+    fn sample(cpu: Option<Cpu>) -> Row {
         let mut latencies = Latencies::new();
-        for us in 1..=100 {
-            latencies.add(Duration::from_micros(us));
-        }
-        latencies.row("0/4096".into(), 1, Duration::from_millis(10))
-    }
-
-    #[test]
-    fn a_row_sums_the_latencies_up() {
-        let row = sample();
-        assert_eq!((row.requests, row.requests_per_s), (100, 10_000.0));
-        let near = |a: f64, b: f64| (a - b).abs() < 0.2;
-        assert!(near(row.mean_us, 50.5) && near(row.p50_us, 50.0), "{row:?}");
-        assert!(near(row.p99_us, 99.0) && near(row.max_us, 100.0), "{row:?}");
+        latencies.add(Duration::from_micros(5));
+        let mut tally = Tally::new(Shape { request: 0, reply: 4096 }, 1, 1);
+        tally.add(&latencies, Duration::from_millis(10), cpu);
+        tally.row(CLUSTER)
     }
 
     #[test]
     fn json_has_exactly_the_promised_keys() {
-        let json = serde_json::to_value(sample()).unwrap();
+        let json = serde_json::to_value(sample(None)).unwrap();
         let mut keys: Vec<_> = json.as_object().unwrap().keys().cloned().collect();
         keys.sort();
-        let mut promised = [
-            "payload",
-            "requests",
-            "outstanding",
-            "mean_us",
-            "p50_us",
-            "p99_us",
-            "max_us",
-            "requests_per_s",
-        ];
-        promised.sort();
-        assert_eq!(keys, promised);
+        let promised = "clients cpu_s_per_million max_us mean_us outstanding p50_us p99_us payload \
+                        payload_mb_per_s requests requests_per_s scenario";
+        assert_eq!(keys, promised.split_whitespace().collect::<Vec<_>>());
     }
 
     #[test]
-    fn the_table_is_aligned() {
-        let text = render(&[sample(), Row { payload: "floor".into(), ..sample() }]);
+    fn the_table_is_aligned_and_shows_what_there_is() {
+        let known = Cpu { guests: Some(0.1), host_agents: Some(0.1), load: 0.1 };
+        let floor = Row { scenario: "floor".into(), ..sample(None) };
+        let text = render(&[sample(Some(known)), floor]);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 3);
-        assert!(lines[0].starts_with("payload  requests  outstanding  mean us  p50 us"), "{text}");
-        assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{text}");
+        assert_eq!(lines.len(), 4);
+        assert!(lines[0].starts_with("payload  requests  clients  outstanding  mean us"), "{text}");
+        assert!(lines[0].ends_with("requests/s    guests     hosts      load  scenario"), "{text}");
+        assert!(lines[..3].iter().all(|line| line.len() == lines[0].len()), "{text}");
+        let few = render(&[sample(None)]);
+        assert!(!few.contains("guests") && !few.contains("scenario"), "{few}");
     }
 }

@@ -8,6 +8,7 @@
 mod attack;
 mod attacker;
 mod bad_input;
+mod bench;
 mod commands;
 mod counters;
 mod damaged_macs;

@@ -1,0 +1,129 @@
+//! `difato bench`: what it measures adds up, and its own clusters leave nothing behind.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::command::{Said, children_of, difato, runs};
+use crate::support::permit::Permit;
+use crate::support::{Builder, path, until};
+
+fn rows(file: &Path) -> Vec<Value> {
+    serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
+}
+
+/// Whether a row has the promised keys, and numbers that can be.
+fn check(row: &Value) {
+    let mut keys: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    let promised = "clients cpu_s_per_million max_us mean_us outstanding p50_us p99_us payload \
+                    payload_mb_per_s requests requests_per_s scenario";
+    assert_eq!(keys, promised.split_whitespace().collect::<Vec<_>>());
+    let number = |key: &str| row[key].as_f64().unwrap();
+    let (p50, p99, max) = (number("p50_us"), number("p99_us"), number("max_us"));
+    assert!(5.0 < p50 && p50 <= p99 && p99 <= max && max < 15e6, "{row}");
+    assert!(number("mean_us") <= max, "{row}");
+    // Little's law: what is under way is at most what may be, and in the long run about that.
+    let under_way = number("requests_per_s") * number("mean_us") / 1e6;
+    let most = number("clients") * number("outstanding");
+    assert!(0.05 * most < under_way && under_way < 1.1 * most, "{under_way} under way: {row}");
+    let request: f64 = row["payload"].as_str().unwrap().split('/').next().unwrap().parse().unwrap();
+    let wanted = request * number("requests_per_s") / 1e6;
+    assert!((number("payload_mb_per_s") - wanted).abs() < 0.2, "{row}");
+}
+
+#[test]
+fn a_running_cluster_is_measured() {
+    let cluster = Builder::new().start();
+    let file = cluster.folder.beside().join("bench.json");
+    let args = ["--client", "1", "--requests", "200", "--warmup", "20", "--outstanding", "8"];
+    let shapes = ["0/0", "0/4096", "4096/4096"];
+    let shapes_flag = shapes.join(",");
+    let more = ["--clients", "3", "--payloads", &shapes_flag, "--json", path(&file)];
+    let table = cluster.folder.command("bench", &[&args[..], &more[..]].concat()).done();
+    assert!(shapes.iter().all(|shape| table.contains(shape)), "{table}");
+
+    let rows = rows(&file);
+    assert_eq!(rows.len(), 3);
+    for (row, shape) in rows.iter().zip(shapes) {
+        check(row);
+        assert_eq!((&row["payload"], &row["scenario"]), (&shape.into(), &"cluster".into()));
+        assert_eq!((&row["requests"], &row["outstanding"]), (&200.into(), &8.into()));
+        assert_eq!(row["clients"], 3);
+        let cpu = &row["cpu_s_per_million"];
+        assert!(cpu["guests"].is_null() && cpu["host_agents"].is_null(), "{row}");
+        assert!(cpu["load"].is_number(), "{row}");
+    }
+    // All of it was ordered, the warm-ups too.
+    for id in cluster.ids() {
+        cluster.await_delivered(id, 3 * 220);
+    }
+}
+
+#[test]
+fn a_cluster_of_its_own_is_measured_and_removed() {
+    let _permit = Permit::wait();
+    let temp = tempfile::tempdir().unwrap();
+    let (tmp, file) = (temp.path().join("tmp"), temp.path().join("bench.json"));
+    fs::create_dir(&tmp).unwrap();
+    let args = ["bench", "--requests", "2000", "--warmup", "20", "--payloads", "16/64"];
+    let more = ["--f", "2", "--durability", "disk", "--clients", "2", "--outstanding", "16"];
+    let said = difato(args).args(more).args(["--json", path(&file)]).env("TMPDIR", &tmp).run();
+    let table = said.done();
+    for words in ["payload", "16/64", "guests", "hosts", "load", "MB/s"] {
+        assert!(table.contains(words), "no `{words}`: {table}");
+    }
+    let rows = rows(&file);
+    assert_eq!(rows.len(), 1);
+    check(&rows[0]);
+    for role in ["guests", "host_agents", "load"] {
+        let seconds = rows[0]["cpu_s_per_million"][role].as_f64().unwrap();
+        // Five of each, at most: 2,000 requests take a hundredth of a second at least.
+        assert!((5.0..1e6).contains(&seconds), "{role}: {}", rows[0]);
+    }
+    let left: Vec<_> = fs::read_dir(&tmp).unwrap().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn ctrl_c_stops_and_removes_a_cluster_of_its_own() {
+    let _permit = Permit::wait();
+    let temp = tempfile::tempdir().unwrap();
+    let args = ["bench", "--requests", "100000000", "--payloads", "0/0"];
+    let running = difato(args).env("TMPDIR", temp.path()).spawn();
+    until("six processes run", || children_of(running.pid()).len() == 6);
+    let children: Vec<i32> = children_of(running.pid()).iter().map(|(pid, _)| *pid).collect();
+    kill(Pid::from_raw(running.pid()), Signal::SIGINT).unwrap();
+    let said = running.wait();
+    assert_eq!(said.code, Some(1), "{said}");
+    assert!(said.stderr.contains("interrupted"), "{said}");
+    until("all processes are gone", || children.iter().all(|pid| !runs(*pid)));
+    let left: Vec<_> = fs::read_dir(temp.path()).unwrap().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn what_does_not_fit_together_is_named() {
+    let folder = Builder::new().init();
+    let dir = path(&folder.dir);
+    let nowhere = folder.beside().join("nowhere/bench.json");
+    let cases: [(&[&str], &[&str]); 8] = [
+        (&["--dir", dir], &["--dir", "--client C"]),
+        (&["--client", "0"], &["--dir"]),
+        (&["--dir", dir, "--client", "0", "--f", "2"], &["--f", "--dir"]),
+        (&["--dir", dir, "--client", "0", "--durability", "disk"], &["--durability", "--dir"]),
+        (&["--clients", "0"], &["--clients", "0"]),
+        (&["--dir", dir, "--client", "2", "--clients", "3"], &["2 to 4", "0 to 3", "--clients"]),
+        (&["--payloads", "9000000/0"], &["--payloads 9000000/0", "max_payload_bytes"]),
+        (&["--json", path(&nowhere)], &["cannot write", path(&nowhere)]),
+    ];
+    for (args, words) in cases {
+        let said: Said = difato([&["bench"], args].concat()).run();
+        assert_eq!((said.code, said.stderr.lines().count()), (Some(2), 1), "{said}");
+        let missing: Vec<_> = words.iter().filter(|word| !said.stderr.contains(**word)).collect();
+        assert!(missing.is_empty(), "missing {missing:?}: {said}");
+    }
+}
