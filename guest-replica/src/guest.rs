@@ -241,7 +241,7 @@ impl Guest<'_> {
     fn turn(&mut self, ready: &[(Token, EpollFlags)]) -> Result<bool, GuestError> {
         let now = self.clock.now();
         self.status = None;
-        let mut rung = false;
+        let (mut rung, had_host) = (false, self.registers.has_bell());
         for (token, flags) in ready {
             match *token {
                 LISTENER => self.accept(now)?,
@@ -275,6 +275,10 @@ impl Guest<'_> {
         self.act(rung);
         self.store(unread);
         self.carry_out();
+        if had_host && !self.registers.has_bell() {
+            // What it was sent it can place no more: its clients are not to wait for `T_resend`.
+            self.connections.hang_up();
+        }
         let more = self.deliver();
         self.connections.flush(&self.poll);
         Ok(unread || more || self.connections.has_ready())
