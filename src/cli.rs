@@ -378,7 +378,9 @@ const DEFAULT_PAYLOADS: &str = "0/0,0/4096,4096/4096";
 const PAYLOADS: &str = "\
 A request carries 8 bytes more than its size says: `ECHO` and the size of the reply that it asks
 for. The JSON file holds an array of objects with the keys scenario (`cluster`, or what is special:
-`floor`), payload, requests, clients, outstanding, mean_us, p50_us, p99_us, max_us, requests_per_s,
+`floor`; `5 servers` with --scale; `faulty sequencer, 1 of 3 servers`; with --failover `gap after
+the death of the sequencer's host agent`, where requests are deaths and times those between two
+answers), payload, requests, clients, outstanding, mean_us, p50_us, p99_us, max_us, requests_per_s,
 payload_mb_per_s (request bytes, in 10^6), and cpu_s_per_million (CPU seconds per million requests:
 guests and host_agents, null for a cluster that was running, and load, which is this process; null
 if nothing is known).";

@@ -23,10 +23,13 @@ use tokio::time::sleep;
 
 use super::own::{Own, Spec};
 use super::payload::Shape;
-use super::table::columns;
+use super::table::{Latencies, Row, columns};
+use super::tally::Tally;
 use crate::supervisor::Role;
 use crate::{output, registers, session};
 
+/// What is sent.
+const EMPTY: Shape = Shape { request: 0, reply: 0 };
 /// Requests that the client has under way.
 const OUTSTANDING: usize = 16;
 /// The load without kills: so many clients, each with so many requests under way.
@@ -81,7 +84,7 @@ impl Pulse {
 
 /// Keeps requests under way; ends only by an error.
 async fn load(client: &Client, outstanding: usize, pulse: &Pulse) -> Result<()> {
-    let payload = Shape { request: 0, reply: 0 }.payload();
+    let payload = EMPTY.payload();
     let mut under_way = VecDeque::with_capacity(outstanding);
     loop {
         while under_way.len() < outstanding {
@@ -135,18 +138,20 @@ struct Change {
 }
 
 /// Kills the sequencer's guest and the sequencer's host `kills` times each, and prints a table.
-pub(crate) async fn measure(kills: u16) -> Result<()> {
+/// Returns a row of each: the gaps.
+pub(crate) async fn measure(kills: u16) -> Result<Vec<Row>> {
     let mut own = Own::start(&Spec::new(1, 1)).await?;
     let client = [session::connect(own.dir(), 0)?];
     let pulse = Pulse::new();
     let mut lines = vec![head()];
-    let mut verdicts = Vec::new();
+    let (mut verdicts, mut rows) = (Vec::new(), Vec::new());
     for role in [Role::GuestReplica, Role::HostAgent] {
         let done =
             under_load(&client, OUTSTANDING, &pulse, kill_often(&mut own, role, kills, &pulse));
         let done = done.await?;
         lines.push(line(role, &done));
         verdicts.push(verdict(role, &done));
+        rows.push(row(role, &done));
     }
     let timing = own.operator.cluster.timing;
     output::print(&format!(
@@ -158,7 +163,16 @@ pub(crate) async fn measure(kills: u16) -> Result<()> {
         columns(&lines),
         verdicts.join("\n")
     ))?;
-    own.close()
+    own.close()?;
+    Ok(rows)
+}
+
+fn row(role: Role, kills: &[Kill]) -> Row {
+    let mut gaps = Latencies::new();
+    kills.iter().for_each(|kill| gaps.add(kill.gap));
+    let mut tally = Tally::new(EMPTY, 1, OUTSTANDING);
+    tally.add(&gaps, kills.iter().map(|kill| kill.gap).sum(), None);
+    tally.row(&format!("gap after the death of the sequencer's {role}"))
 }
 
 fn head() -> Vec<String> {
@@ -341,4 +355,43 @@ pub(crate) async fn steady(seconds: u64) -> Result<()> {
     ))?;
     ensure!(changes == 0, "the sequencer changed {changes} times although nothing had failed");
     own.close()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kill(gap_ms: u64) -> Kill {
+        let gap = Duration::from_millis(gap_ms);
+        Kill { gap, terms: 1, phases: [gap / 4; PHASES.len()] }
+    }
+
+    #[test]
+    fn gaps_are_summed_up_and_judged() {
+        let kills = [320, 88, 80, 112].map(kill);
+        assert_eq!(sum_up(&kills), (Duration::from_millis(88), Duration::from_millis(320)));
+        let said = verdict(Role::HostAgent, &kills);
+        assert_eq!(said, "host agent: goal p50 100 ms reached; goal worst 500 ms reached");
+        let said = verdict(Role::HostAgent, &[501].map(kill));
+        assert_eq!(said, "host agent: goal p50 100 ms NOT REACHED; goal worst 500 ms NOT REACHED");
+        let row = row(Role::HostAgent, &kills);
+        assert_eq!(row.requests, 4);
+        assert!((row.max_us - 320_000.0).abs() < 1000.0, "{row:?}");
+        let line = line(Role::HostAgent, &kills);
+        assert_eq!(line.len(), head().len());
+        assert_eq!(line[1..6], ["4", "88.0", "320.0", "4", "37.5"]);
+    }
+
+    #[test]
+    fn the_longest_time_between_two_answers_is_kept() {
+        let pulse = Pulse::new();
+        let earlier = Instant::now() - Duration::from_secs(5);
+        pulse.last.set(earlier);
+        pulse.beat();
+        pulse.beat();
+        let (longest, began) = pulse.longest.get();
+        assert!(longest >= Duration::from_secs(5) && began == earlier);
+        pulse.forget();
+        assert_eq!((pulse.longest.get().0, pulse.answers.get()), (Duration::ZERO, 2));
+    }
 }

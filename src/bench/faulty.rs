@@ -23,6 +23,9 @@ use crate::cli::{FAULTY_VERSION, FaultyServers};
 use crate::exit::bad_input;
 use crate::output;
 
+/// Requests that are not measured: hosts that have just started connect meanwhile. Fewer than make
+/// the first wrong proposal.
+const WARMUP: u64 = 5;
 /// A server has so long to answer when it is asked how it is.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -40,8 +43,8 @@ pub(crate) fn check(program: &Path) -> Result<()> {
     )))
 }
 
-/// Measures each payload on a cluster of its own, from its first request on: so the turns of a
-/// single faulty server are among what is measured.
+/// Measures each payload on a cluster of its own, from its first requests on: so the turn of a
+/// single faulty server is among what is measured.
 pub(crate) async fn measure(
     program: &Path,
     servers: FaultyServers,
@@ -62,7 +65,7 @@ pub(crate) async fn measure(
         shape.check(&own.operator.cluster)?;
         let group = Group::connect(own.dir(), &own.operator.cluster, (0, 1), Meter::of(&own))?;
         let mut tally = Tally::new(*shape, 1, load.outstanding);
-        group.measure(*shape, Load { warmup: 0, ..load }, &mut tally).await?;
+        group.measure(*shape, Load { warmup: WARMUP, ..load }, &mut tally).await?;
         let said = own.operator.ask(PATIENCE).await;
         let terms = said.iter().flatten().map(|status| status.term.0).max();
         let terms = terms.context("no server answers")?;

@@ -28,18 +28,18 @@ pub(crate) fn wanted(figures: &Figures) -> bool {
 /// Measures what is asked for, and draws it.
 pub(crate) async fn measure(args: &BenchArgs) -> Result<Vec<Row>> {
     let Figures { failover, steady, faulty, faulty_servers, scale, plot } = &args.figures;
+    // Before an hour of measuring rather than after it.
+    let drawing = plot.as_deref().map(table::open).transpose()?;
+    let (mut rows, mut panels) = (Vec::new(), Vec::new());
     if let Some(program) = faulty {
         faulty::check(program)?;
     }
     if let Some(kills) = failover {
-        failover::measure(*kills).await?;
+        rows.extend(failover::measure(*kills).await?);
     }
     if let Some(seconds) = steady {
         failover::steady(*seconds).await?;
     }
-    // Before an hour of measuring rather than after it.
-    let drawing = plot.as_deref().map(table::open).transpose()?;
-    let (mut rows, mut panels) = (Vec::new(), Vec::new());
     let shapes = &args.measure.payloads;
     let (requests, warmup) = (args.measure.requests, args.warmup);
     if faulty.is_some() || plot.is_some() {
@@ -56,6 +56,7 @@ pub(crate) async fn measure(args: &BenchArgs) -> Result<Vec<Row>> {
         panels.push(by_payload(title, &wrong));
         rows.extend(wrong);
     }
+    align(&mut panels);
     if plot.is_some() {
         let loads = OUTSTANDING.map(|outstanding| Load { requests, warmup, outstanding });
         let all = measure_plain(shapes, &loads).await?;
@@ -97,11 +98,13 @@ async fn measure_plain(shapes: &[Shape], loads: &[Load]) -> Result<Vec<Row>> {
 
 /// Figures 3a and 3b: latency by payload, one request at a time.
 fn by_payload(title: &str, rows: &[Row]) -> Panel {
-    let quantiles: [(&str, fn(&Row) -> f64); 2] =
-        [("median", |row| row.p50_us), ("99 of 100 requests", |row| row.p99_us)];
-    let series = quantiles.map(|(name, of)| {
+    let series = ["median", "mean", "99 of 100 requests"].map(|name| {
         let points = rows.iter().enumerate().map(|(i, row)| {
-            let y = of(row);
+            let y = match name {
+                "median" => row.p50_us,
+                "mean" => row.mean_us,
+                _ => row.p99_us,
+            };
             Point { x: i as f64, y, note: format!("{y:.0}") }
         });
         Series { name: name.to_owned(), points: points.collect() }
@@ -110,8 +113,16 @@ fn by_payload(title: &str, rows: &[Row]) -> Panel {
         title: title.to_owned(),
         x: Axis::names(SHAPE, rows.iter().map(|row| row.payload.clone()).collect()),
         y: Axis::log("latency, one request at a time (µs)"),
+        lines: false,
         series: series.into(),
     }
+}
+
+/// Gives panels the same vertical axis, to be compared.
+fn align(panels: &mut [Panel]) {
+    let points = panels.iter().flat_map(|panel| &panel.series).flat_map(|series| &series.points);
+    let all: Vec<f64> = points.map(|point| point.y).collect();
+    panels.iter_mut().for_each(|panel| panel.y.holds.clone_from(&all));
 }
 
 /// A line of throughput and latency, whose points are named.
@@ -135,6 +146,7 @@ fn against_throughput(shapes: &[Shape], rows: &[Row]) -> Panel {
         title: "Throughput and latency; at points: requests under way".to_owned(),
         x: Axis::linear(THROUGHPUT),
         y: Axis::log(LATENCY),
+        lines: true,
         series,
     }
 }
@@ -169,12 +181,14 @@ fn of_scale(scale: &Scale) -> Vec<Panel> {
             title: "By faults tolerated; at points: requests under way".to_owned(),
             x: Axis::linear(THROUGHPUT),
             y: Axis::log(LATENCY),
+            lines: true,
             series: by_faults.collect(),
         },
         Panel {
             title: "By clients; at points: how many".to_owned(),
             x: Axis::linear(THROUGHPUT),
             y: Axis::log(LATENCY),
+            lines: true,
             series: by_clients.collect(),
         },
         by_size("Latency by request size", LATENCY, payloads, |scaled| scaled.row.p50_us),
@@ -209,6 +223,7 @@ fn by_size(title: &str, label: &str, rows: &[Scaled], of: fn(&Scaled) -> f64) ->
         title: title.to_owned(),
         x: Axis::names("request (bytes)", sizes.iter().map(name).collect()),
         y: Axis::log(label),
+        lines: true,
         series,
     }
 }
@@ -229,6 +244,7 @@ fn batches(faults: &[Scaled]) -> Panel {
         title: "Batches".to_owned(),
         x: Axis::names("requests under way", names.iter().map(ToString::to_string).collect()),
         y: Axis::log("orders in a PROPOSE (mean)"),
+        lines: true,
         series,
     }
 }
@@ -243,6 +259,7 @@ fn frames(faults: &[Scaled], servers: &[usize]) -> Panel {
         title: "Records between hosts, one request at a time".to_owned(),
         x: Axis::names("servers", servers.iter().map(ToString::to_string).collect()),
         y: Axis::linear("records sent for a batch (mean)"),
+        lines: true,
         series: vec![
             Series { name: "measured".to_owned(), points: measured.collect() },
             Series { name: "n²".to_owned(), points: squares.collect() },

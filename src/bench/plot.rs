@@ -50,22 +50,24 @@ pub(crate) struct Axis {
     pub(crate) scale: Scale,
     /// With [`Scale::Names`]: of the values 0, 1, 2, ...
     pub(crate) names: Vec<String>,
+    /// Values that lie on it besides its points: so panels have the same axis.
+    pub(crate) holds: Vec<f64>,
 }
 
 impl Axis {
     /// An axis from 0 on.
     pub(crate) fn linear(label: &str) -> Axis {
-        Axis { label: label.to_owned(), scale: Scale::Linear, names: Vec::new() }
+        Axis { label: label.to_owned(), scale: Scale::Linear, names: Vec::new(), holds: Vec::new() }
     }
 
     /// An axis by factors.
     pub(crate) fn log(label: &str) -> Axis {
-        Axis { label: label.to_owned(), scale: Scale::Log, names: Vec::new() }
+        Axis { label: label.to_owned(), scale: Scale::Log, names: Vec::new(), holds: Vec::new() }
     }
 
     /// An axis of names.
     pub(crate) fn names(label: &str, names: Vec<String>) -> Axis {
-        Axis { label: label.to_owned(), scale: Scale::Names, names }
+        Axis { label: label.to_owned(), scale: Scale::Names, names, holds: Vec::new() }
     }
 }
 
@@ -91,6 +93,8 @@ pub(crate) struct Panel {
     pub(crate) title: String,
     pub(crate) x: Axis,
     pub(crate) y: Axis,
+    /// Whether lines join the points of a series: not where nothing lies between them.
+    pub(crate) lines: bool,
     pub(crate) series: Vec<Series>,
 }
 
@@ -105,6 +109,7 @@ impl Axis {
         if self.scale == Scale::Names {
             return -0.5..self.names.len() as f64 - 0.5;
         }
+        let values = values.chain(self.holds.iter().copied());
         let places = values.map(|value| self.place(value)).filter(|place| place.is_finite());
         let (low, high) = places
             .fold((f64::MAX, f64::MIN), |(low, high), place| (low.min(place), high.max(place)));
@@ -242,15 +247,17 @@ fn draw_panel<B: DrawingBackend>(area: &DrawingArea<B, Shift>, panel: &Panel) ->
         let placed = |point: &Point| (panel.x.place(point.x), panel.y.place(point.y));
         let there = |place: &(f64, f64)| place.0.is_finite() && place.1.is_finite();
         let places: Vec<_> = series.points.iter().map(placed).filter(there).collect();
+        if panel.lines {
+            chart.draw_series(LineSeries::new(places.iter().copied(), colour.stroke_width(2)))?;
+        }
         chart
-            .draw_series(LineSeries::new(places.iter().copied(), colour.stroke_width(2)))?
+            .draw_series(places.iter().map(|place| Circle::new(*place, 4, colour.filled())))?
             .label(&series.name)
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
-        chart.draw_series(places.iter().map(|place| Circle::new(*place, 3, colour.filled())))?;
+            .legend(|(x, y)| Circle::new((x + 9, y), 4, colour.filled()));
         let notes = series.points.iter().filter(|point| !point.note.is_empty());
         chart.draw_series(notes.filter(|point| there(&placed(point))).map(|point| {
             let text =
-                Text::new(point.note.clone(), (5, -13), (FONT, NOTE).into_font().color(colour));
+                Text::new(point.note.clone(), (7, -13), (FONT, NOTE).into_font().color(colour));
             EmptyElement::at(placed(point)) + text
         }))?;
     }
@@ -275,6 +282,7 @@ mod tests {
             title: "Figure 3a".into(),
             x: Axis::names("payload (bytes)", names),
             y: Axis::log("latency (us)"),
+            lines: true,
             series: vec![Series { name: "p50 <median>".into(), points }],
         }
     }
@@ -302,8 +310,8 @@ mod tests {
         assert!(range.start == 0.0 && range.end > 88_000.0 && range.end < 100_000.0, "{range:?}");
         let names: Vec<_> = axis.ticks(&range).iter().map(|tick| axis.name(*tick)).collect();
         assert_eq!(names, ["0", "20k", "40k", "60k", "80k"]);
-        let axis = Axis::log("latency (us)");
-        let range = axis.range([70.0, 900.0].into_iter(), 0.0);
+        let axis = Axis { holds: vec![900.0], ..Axis::log("latency (us)") };
+        let range = axis.range([70.0].into_iter(), 0.0);
         let names: Vec<_> = axis.ticks(&range).iter().map(|tick| axis.name(*tick)).collect();
         assert_eq!(names, ["100", "200", "500", "1000"]);
     }

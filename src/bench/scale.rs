@@ -1,6 +1,6 @@
 //! How cost grows with servers, clients, payloads and batches.
 //!
-//! For each there is a cluster of its own. Besides what every row has, the servers' counters before
+//! For each there are clusters of their own. Besides what every row has, the servers' counters before
 //! and after tell how many orders a PROPOSE held and how many frames hosts sent each other for it.
 
 use std::time::Duration;
@@ -28,7 +28,7 @@ const PAYLOADS: [u32; 7] = [0, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 
 /// Requests of such payloads under way, in one run and in another.
 const PAYLOADS_OUTSTANDING: [usize; 2] = [1, 16];
 /// Bytes that are sent of one payload, at most, unless that is less than [`LEAST`] requests.
-const PAYLOAD_BYTES: u64 = 512 << 20;
+const PAYLOAD_BYTES: u64 = 64 << 20;
 /// See [`PAYLOAD_BYTES`].
 const LEAST: u64 = 100;
 /// A server has so long to answer when it is asked how it is.
@@ -118,9 +118,9 @@ pub(crate) async fn measure(requests: u64, warmup: u64) -> Result<Scale> {
     }
     own.close()?;
     print("By clients", &scale.clients)?;
-    let own = Own::start(&Spec::new(1, 1)).await?;
-    let group = connect(&own, 1)?;
     for request in PAYLOADS {
+        let own = Own::start(&Spec::new(1, 1)).await?;
+        let group = connect(&own, 1)?;
         let most = (PAYLOAD_BYTES / u64::from(request.max(1))).max(LEAST);
         for outstanding in PAYLOADS_OUTSTANDING {
             let Load { requests, warmup, outstanding } = load(outstanding);
@@ -129,9 +129,9 @@ pub(crate) async fn measure(requests: u64, warmup: u64) -> Result<Scale> {
             let shape = Shape { request, reply: 0 };
             scale.payloads.push(measure_one(&own, &group, shape, load).await?);
         }
+        drop(group);
+        own.close()?;
     }
-    drop(group);
-    own.close()?;
     print("By payload", &scale.payloads)?;
     Ok(scale)
 }
