@@ -13,12 +13,28 @@ use crate::bench::payload::Shape;
 
 /// Puts clients' messages in one order on 2f+1 servers, although f of them may be compromised.
 #[derive(Parser)]
-#[command(name = "difato", version)]
+#[command(name = "difato", version = VERSION)]
 pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
 }
+
+macro_rules! faulty_version {
+    () => {
+        "faulty sequencer: for tests"
+    };
+}
+
+/// What a build says with `--version` whose sequencer is faulty.
+pub(crate) const FAULTY_VERSION: &str = faulty_version!();
+
+/// What `--version` says. A build for figures and tests must never pass for another.
+const VERSION: &str = if guest_replica::FAULTY_SEQUENCER {
+    concat!(env!("CARGO_PKG_VERSION"), " (", faulty_version!(), ")")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
 
 /// The subcommands.
 #[derive(Subcommand)]
@@ -313,6 +329,61 @@ pub(crate) struct BenchArgs {
     /// sleep, in microseconds [default: 0].
     #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(0..=MAX_SPIN_US))]
     pub(crate) spin_us: Option<u64>,
+    /// What else is measured, on clusters of its own.
+    #[command(flatten)]
+    pub(crate) figures: Figures,
+}
+
+/// What `bench` measures on clusters of its own, and draws.
+#[derive(Args)]
+pub(crate) struct Figures {
+    /// Kill the sequencer's guest N times under load, then the sequencer's host N times, and show
+    /// for how long service paused.
+    #[arg(long, value_name = "N", conflicts_with_all = OTHERS,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) failover: Option<u16>,
+    /// Put full load on a cluster for so long, and count the sequencer changes: there must be none.
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = OTHERS,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) steady: Option<u64>,
+    /// Measure each payload with a sequencer that sends one wrong proposal in ten, too: PROGRAM is
+    /// difato, built with `--features faulty-sequencer`.
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = OTHERS)]
+    pub(crate) faulty: Option<PathBuf>,
+    /// Which guests are PROGRAM.
+    #[arg(long, value_enum, requires = "faulty", default_value_t = FaultyServers::One)]
+    pub(crate) faulty_servers: FaultyServers,
+    /// Measure how cost grows with servers (f = 1, 2, 3), clients (1 to 256), payloads (0 to 1 MiB)
+    /// and batches.
+    #[arg(long, conflicts_with_all = OTHERS)]
+    pub(crate) scale: bool,
+    /// Draw what is measured: latency by payload, throughput against latency, and what --faulty and
+    /// --scale measure.
+    #[arg(long, value_name = "FILE.svg", conflicts_with_all = OTHERS)]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+/// Arguments of `bench` that say on what to measure, or how; [`Figures`] are measured as they are.
+const OTHERS: [&str; 10] = [
+    "dir",
+    "client",
+    "clients",
+    "outstanding",
+    "floor",
+    "f",
+    "durability",
+    "spin_us",
+    "trace",
+    "targets",
+];
+
+/// `--faulty-servers`.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum FaultyServers {
+    /// Server 0, the first sequencer.
+    One,
+    /// Every server.
+    All,
 }
 
 /// What `bench` and `demo` measure.
@@ -336,7 +407,9 @@ const DEFAULT_PAYLOADS: &str = "0/0,0/4096,4096/4096";
 const PAYLOADS: &str = "\
 A request carries 8 bytes more than its size says: `ECHO` and the size of the reply that it asks
 for. The JSON file holds an array of objects with the keys scenario (`cluster`, or what is special:
-`floor`; with --targets also `f dead`, `disk`, and `process` in turns with that), payload, requests,
+`floor`; with --targets also `f dead`, `disk`, and `process` in turns with that; `5 servers` with --scale;
+`faulty sequencer, 1 of 3 servers`; with --failover `gap after the death of the sequencer's host
+agent`, where requests are deaths and times those between two answers), payload, requests,
 clients, outstanding (of each), mean_us, p50_us, p99_us, max_us, requests_per_s, payload_mb_per_s
 (request bytes, in 10^6), and cpu_s_per_million (CPU seconds per million requests: guests and
 host_agents, null for a cluster that was running, and load, which is this process; null as a whole

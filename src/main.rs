@@ -12,8 +12,8 @@
 //!
 //! Shared by them: [`cli`] (arguments), [`exit`] (which error makes which exit code), [`output`]
 //! (lines on stdout), [`escape`] (payloads as text), [`regular`] (files that another user owns),
-//! [`session`] (a cluster as a client sees it) and [`supervisor`] (the processes of a cluster as
-//! children).
+//! [`registers`] (a host's streams, read from outside), [`session`] (a cluster as a client sees it)
+//! and [`supervisor`] (the processes of a cluster as children).
 
 #![forbid(unsafe_code)]
 
@@ -26,6 +26,7 @@ mod guard;
 mod init;
 mod listen;
 mod output;
+mod registers;
 mod regular;
 mod retire;
 mod role;

@@ -175,6 +175,10 @@ pub(crate) type Programs = BTreeMap<ServerId, PathBuf>;
 /// All processes of a cluster on this machine. Dropped, it kills those that still run.
 pub(crate) struct Supervisor {
     processes: Vec<Process>,
+    dir: PathBuf,
+    /// This program itself.
+    own: PathBuf,
+    programs: Programs,
     _lock: Flock<File>,
 }
 
@@ -198,18 +202,26 @@ impl Supervisor {
         folder.mode(0o700).recursive(true);
         let logs = paths.logs();
         folder.create(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
-        let mut this = Supervisor { processes: Vec::new(), _lock: lock };
+        let (processes, dir, programs) = (Vec::new(), dir.to_owned(), programs.clone());
+        let mut this = Supervisor { processes, dir, own, programs, _lock: lock };
         for role in [Role::HostAgent, Role::GuestReplica] {
             for id in ServerId::all(cluster.n()) {
-                let program = match role {
-                    Role::HostAgent => &own,
-                    Role::GuestReplica => programs.get(&id).unwrap_or(&own),
-                };
                 // On an error those that run already are killed as `this` is dropped.
-                this.processes.push(Process::start(dir, program, role, id)?);
+                this.start_again(role, id)?;
             }
         }
         Ok(this)
+    }
+
+    /// Starts a process that was killed; which must not run. On the main thread, as in
+    /// [`Self::start`].
+    pub(crate) fn start_again(&mut self, role: Role, id: ServerId) -> Result<()> {
+        let program = match role {
+            Role::HostAgent => &self.own,
+            Role::GuestReplica => self.programs.get(&id).unwrap_or(&self.own),
+        };
+        self.processes.push(Process::start(&self.dir, program, role, id)?);
+        Ok(())
     }
 
     /// Those that run.

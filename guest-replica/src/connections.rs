@@ -353,6 +353,12 @@ impl Connections {
         self.routes[client.index()].last = Some(token);
     }
 
+    /// Closes the connections that clients' last orders came on, so that they turn to everyone.
+    pub(crate) fn hang_up(&mut self) {
+        let last: Vec<_> = self.routes.iter().filter_map(|route| route.last).collect();
+        last.into_iter().for_each(|token| self.close(token));
+    }
+
     /// Where a client's answers go, by index: `None` when there are no more.
     pub(crate) fn route_of(&self, client: ClientId, index: usize) -> Option<Token> {
         let Route { last, all } = self.routes.get(client.index())?;

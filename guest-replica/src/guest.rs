@@ -108,6 +108,8 @@ fn live(
         store,
         counters,
         trace: Trace::default(),
+        #[cfg(feature = "faulty-sequencer")]
+        faulty: crate::faulty::Faulty::default(),
         listener,
         accept_after: None,
         hints_at: Micros(0),
@@ -195,6 +197,8 @@ struct Guest<'a> {
     store: Store,
     counters: Counters,
     trace: Trace,
+    #[cfg(feature = "faulty-sequencer")]
+    faulty: crate::faulty::Faulty,
     listener: TcpListener,
     /// Nothing is accepted before this; the listener is not watched meanwhile.
     accept_after: Option<Micros>,
@@ -284,7 +288,7 @@ impl Guest<'_> {
         self.now = now;
         self.status = None;
         self.trace.begin_turn(now);
-        let mut rung = false;
+        let (mut rung, had_host) = (false, self.registers.has_bell());
         for (token, flags) in ready {
             match *token {
                 LISTENER => self.accept(now)?,
@@ -318,6 +322,10 @@ impl Guest<'_> {
         self.act(rung);
         self.store(unread);
         self.carry_out();
+        if had_host && !self.registers.has_bell() {
+            // What it was sent it can place no more: its clients are not to wait for `T_resend`.
+            self.connections.hang_up();
+        }
         let more = self.deliver();
         self.trace.end_turn();
         self.connections.flush(&self.poll);
@@ -403,6 +411,8 @@ impl Guest<'_> {
         for output in self.out.drain(..) {
             match output {
                 Output::Write { seq, body } => {
+                    #[cfg(feature = "faulty-sequencer")]
+                    let body = self.faulty.spoil(self.n, body);
                     self.registers.write(seq, body, &mut self.counters);
                     self.trace.note(|| Moment::Written(seq));
                 }

@@ -35,6 +35,7 @@
 //! | `net` | sockets and epoll |
 //! | `counters` | what is counted, and its names |
 //! | `trace` | points in time, for whoever measures |
+//! | `faulty` | wrong proposals on purpose, in builds for figures and tests alone |
 //! | [`vm`] | the guest as the one process of a virtual machine |
 //! | `limits` | every bound |
 
@@ -53,6 +54,8 @@ mod catch_up;
 mod connections;
 mod counters;
 mod error;
+#[cfg(feature = "faulty-sequencer")]
+mod faulty;
 mod frames;
 mod guest;
 mod limits;
@@ -69,6 +72,10 @@ pub use error::GuestError;
 pub use limits::{CONNECTIONS_PER_CLIENT, MAX_UNPROVEN};
 
 use setup::Setup;
+
+/// Whether this build proposes wrongly on purpose (the feature `faulty-sequencer`). No guest that
+/// anybody deploys may.
+pub const FAULTY_SEQUENCER: bool = cfg!(feature = "faulty-sequencer");
 
 /// Which guest this process is.
 #[derive(Clone, Debug)]

@@ -13,17 +13,27 @@
 //! | [`mod@path`] | from those points in time to a table of hops |
 //! | [`targets`] | what was measured beside what it should be |
 //! | [`campaign`] | all loads that the targets need, in slices that take turns |
+//! | [`failover`] | how long service pauses when the sequencer is killed |
+//! | [`faulty`] | a sequencer that proposes wrongly on purpose |
+//! | [`scale`] | how cost grows with servers, clients, payloads and batches |
+//! | [`figures`] | what is measured on clusters of its own, and drawn |
+//! | [`plot`] | panels in an SVG file |
 //! | [`table`] | rows for people and for programs |
 
 pub(crate) mod campaign;
 pub(crate) mod cpu;
+mod failover;
+mod faulty;
+mod figures;
 pub(crate) mod floor;
 pub(crate) mod floor_node;
 pub(crate) mod hops;
 pub(crate) mod own;
 mod path;
 pub(crate) mod payload;
+mod plot;
 pub(crate) mod run;
+mod scale;
 pub(crate) mod table;
 pub(crate) mod tally;
 pub(crate) mod targets;
@@ -75,6 +85,10 @@ async fn against_targets(args: &BenchArgs) -> Result<Vec<Element>> {
 }
 
 async fn measure(args: &BenchArgs) -> Result<Vec<Element>> {
+    if figures::wanted(&args.figures) {
+        let rows = figures::measure(args).await?;
+        return Ok(rows.into_iter().map(Element::Row).collect());
+    }
     let Some(dir) = &args.dir else {
         let mut spec = Spec::new(usize::from(args.f.unwrap_or(1)), args.clients.into());
         spec.durability = args.durability.map_or(Durability::Process, Durability::from);

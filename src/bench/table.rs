@@ -150,17 +150,19 @@ pub(crate) fn open(path: &Path) -> Result<File> {
 }
 
 /// Writes rows, or whatever else, as JSON in the place of what was in the file.
-pub(crate) fn write<T: Serialize>(mut file: File, rows: &[T]) -> Result<()> {
-    let mut write = || -> Result<()> {
-        let mut json = serde_json::to_string_pretty(rows)?;
-        json.push('\n');
-        // A pipe or a terminal has no earlier contents.
-        if file.metadata()?.is_file() {
-            file.set_len(0)?;
-        }
-        Ok(file.write_all(json.as_bytes())?)
-    };
-    write().context("cannot write the JSON file")
+pub(crate) fn write<T: Serialize>(file: File, rows: &[T]) -> Result<()> {
+    let mut json = serde_json::to_string_pretty(rows)?;
+    json.push('\n');
+    replace(file, &json).context("cannot write the JSON file")
+}
+
+/// Puts a text in the place of what was in the file.
+pub(crate) fn replace(mut file: File, text: &str) -> Result<()> {
+    // A pipe or a terminal has no earlier contents.
+    if file.metadata()?.is_file() {
+        file.set_len(0)?;
+    }
+    Ok(file.write_all(text.as_bytes())?)
 }
 
 #[cfg(test)]

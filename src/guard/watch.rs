@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use shared_registers::guest_side::{GuestRegisters, Next};
+use shared_registers::guest_side::Next;
 use shared_registers::ids::{ServerId, Term};
 use shared_registers::layout::{Geometry, LinkState, floor_from_word, floor_word, is_retired};
 use shared_registers::record::{Body, Reason};
-use shared_registers::words::{MappedReadOnly, VecWords, Words};
+use shared_registers::words::{MappedReadOnly, Words};
 
+use crate::registers::{self, Streams};
 use crate::regular::open_regular;
 
 /// Terms of which votes to convict are kept: the newest.
@@ -80,7 +81,7 @@ pub(crate) struct Watch {
 }
 
 struct Open {
-    registers: GuestRegisters<Arc<MappedReadOnly>, VecWords>,
+    registers: Streams,
     header: Arc<MappedReadOnly>,
     inode: u64,
 }
@@ -122,12 +123,8 @@ impl Watch {
     fn open(&self) -> Option<Open> {
         let file = open_regular(&self.path).ok()?;
         let inode = file.metadata().ok()?.ino();
-        let read = Arc::new(MappedReadOnly::map(&file).ok()?);
-        self.geometry.check_read(&read).ok()?;
-        // Reading takes no write file: this one is nobody's.
-        let write = VecWords::new((self.geometry.write_file_bytes() / 8) as usize);
-        let registers = GuestRegisters::attach(self.geometry, read.clone(), write).ok()?;
-        Some(Open { registers, header: read, inode })
+        let (registers, header) = registers::map(self.geometry, &file).ok()?;
+        Some(Open { registers, header, inode })
     }
 
     /// Reads a stream to its end.
@@ -218,7 +215,7 @@ mod tests {
     use shared_registers::ids::{Micros, Seq};
     use shared_registers::limits::RegisterLimits;
     use shared_registers::record::{Change, Record, Stamp};
-    use shared_registers::words::MappedReadWrite;
+    use shared_registers::words::{MappedReadWrite, VecWords};
 
     use super::*;
 

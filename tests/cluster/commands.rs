@@ -87,3 +87,9 @@ fn the_log_application_replies_with_the_order_number_and_takes_no_benchmark() {
         assert!(said.stderr.contains(word), "{word}: {said}");
     }
 }
+
+#[test]
+fn what_is_tested_here_is_no_build_with_a_faulty_sequencer() {
+    let version = format!("difato {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(difato(["--version"]).run().done(), version);
+}

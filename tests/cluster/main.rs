@@ -15,6 +15,7 @@ mod damaged_macs;
 mod demo;
 mod durable;
 mod failures;
+mod figures;
 mod flood;
 mod full_disk;
 mod guard;

@@ -27,6 +27,8 @@ impl Guest<'_> {
         self.store.count(&mut counters);
         counters.list(&mut status.counters);
         status.counters.push(("connections".to_owned(), self.connections.len() as u64));
+        #[cfg(feature = "faulty-sequencer")]
+        status.counters.push(("wrong_proposals".to_owned(), self.faulty.wrong()));
         let (full, recovering) = (files.stream_full(), files.recovering());
         list_host(&files.counters(), full, recovering, &mut status.counters);
         status

@@ -2,6 +2,8 @@
 
 mod catch_up;
 mod cluster;
+#[cfg(feature = "faulty-sequencer")]
+mod faulty;
 mod liar;
 mod trace;
 
@@ -265,6 +267,22 @@ fn a_guest_outlives_its_host_agent() {
     assert_eq!(delivery(&mut listener).order, OrderNumber(2));
     cluster.start_hosts();
     broadcast(&cluster, 0, 4..=6, b"y");
+}
+
+#[test]
+fn a_guest_that_loses_its_host_hangs_up_on_those_who_ordered_and_on_nobody_else() {
+    let mut cluster = Cluster::start();
+    let (mut client, mut listener) = (cluster.client(0, 0), cluster.client(1, 0));
+    client.send(&ToServer::Order(cluster.order(0, 1, b"x")));
+    assert_eq!(reply(&mut client).order, OrderNumber(1));
+    subscribe(&mut listener, 1);
+    assert_eq!(delivery(&mut listener).order, OrderNumber(1));
+    cluster.stop_hosts();
+    client.await_closed();
+    hears_nothing(&mut listener);
+    cluster.start_hosts();
+    broadcast(&cluster, 0, 2..=3, b"y");
+    assert_eq!(delivery(&mut listener).order, OrderNumber(2));
 }
 
 #[test]
