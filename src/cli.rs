@@ -311,6 +311,11 @@ pub(crate) struct BenchArgs {
     /// What a record outlives there before others see it [default: process].
     #[arg(long, value_enum)]
     pub(crate) durability: Option<DurabilityName>,
+    /// Measure what there are targets for, on clusters of its own, and say which are reached;
+    /// --requests scales all of it.
+    #[arg(long, conflicts_with_all = ["dir", "client", "payloads", "warmup", "outstanding", "floor",
+          "clients", "durability"])]
+    pub(crate) targets: bool,
     /// What else is measured, on clusters of its own.
     #[command(flatten)]
     pub(crate) figures: Figures,
@@ -346,7 +351,8 @@ pub(crate) struct Figures {
 }
 
 /// Arguments of `bench` that say on what to measure, or how; [`Figures`] are measured as they are.
-const OTHERS: [&str; 7] = ["dir", "client", "clients", "outstanding", "floor", "f", "durability"];
+const OTHERS: [&str; 8] =
+    ["dir", "client", "clients", "outstanding", "floor", "f", "durability", "targets"];
 
 /// `--faulty-servers`.
 #[derive(Clone, Copy, ValueEnum)]
@@ -378,12 +384,13 @@ const DEFAULT_PAYLOADS: &str = "0/0,0/4096,4096/4096";
 const PAYLOADS: &str = "\
 A request carries 8 bytes more than its size says: `ECHO` and the size of the reply that it asks
 for. The JSON file holds an array of objects with the keys scenario (`cluster`, or what is special:
-`floor`; `5 servers` with --scale; `faulty sequencer, 1 of 3 servers`; with --failover `gap after
-the death of the sequencer's host agent`, where requests are deaths and times those between two
-answers), payload, requests, clients, outstanding, mean_us, p50_us, p99_us, max_us, requests_per_s,
+`floor`; with --targets also `f dead`, `disk`, and `process` in turns with that; `5 servers` with
+--scale; `faulty sequencer, 1 of 3 servers`; with --failover `gap after the death of the
+sequencer's host agent`, where requests are deaths and times those between two answers), payload,
+requests, clients, outstanding (of each), mean_us, p50_us, p99_us, max_us, requests_per_s,
 payload_mb_per_s (request bytes, in 10^6), and cpu_s_per_million (CPU seconds per million requests:
 guests and host_agents, null for a cluster that was running, and load, which is this process; null
-if nothing is known).";
+as a whole for the floor).";
 
 /// `difato status`.
 #[derive(Args)]

@@ -45,7 +45,7 @@ impl Floor {
         let mut ring = Ring::new()?;
         let set_up = ring.set_up(self.shape, self.servers, rounds);
         let starter = set_up.context("cannot set up the ring of the floor")?;
-        // A thread of its own waits: Ctrl-C ends this one's wait, and with the ring also that one's.
+        // Another thread waits, so that Ctrl-C is heard here; it ends as the ring does.
         let run = tokio::task::spawn_blocking(move || read_rounds(starter));
         let (latencies, elapsed) = run.await.context("the ring of the floor broke")??;
         let done = latencies.count();

@@ -14,8 +14,11 @@
 //! | [`scale`] | how cost grows with servers, clients, payloads and batches |
 //! | [`figures`] | what is measured on clusters of its own, and drawn |
 //! | [`plot`] | panels in an SVG file |
+//! | [`targets`] | what was measured beside what it should be |
+//! | [`campaign`] | all loads that the targets need, in slices that take turns |
 //! | [`table`] | rows for people and for programs |
 
+pub(crate) mod campaign;
 pub(crate) mod cpu;
 mod failover;
 mod faulty;
@@ -30,6 +33,7 @@ pub(crate) mod run;
 mod scale;
 pub(crate) mod table;
 pub(crate) mod tally;
+pub(crate) mod targets;
 
 use std::path::Path;
 
@@ -51,8 +55,17 @@ use crate::output;
 pub(crate) fn run(args: BenchArgs) -> Result<()> {
     // Before an hour of measuring rather than after it.
     let json = args.json.as_deref().map(table::open).transpose()?;
-    let rows = own::run(measure(&args))?;
+    let rows = own::run(async {
+        if args.targets { against_targets(&args).await } else { measure(&args).await }
+    })?;
     json.map_or(Ok(()), |file| table::write(file, &rows))
+}
+
+async fn against_targets(args: &BenchArgs) -> Result<Vec<Row>> {
+    let rows = campaign::measure(usize::from(args.f.unwrap_or(1)), args.measure.requests).await?;
+    output::print(&render(&rows))?;
+    output::print(&targets::report(&rows)?)?;
+    Ok(rows)
 }
 
 async fn measure(args: &BenchArgs) -> Result<Vec<Row>> {

@@ -62,8 +62,8 @@ impl Group {
         // A single one is looked for, and named, as every other command does.
         if count > 1 && end > u64::from(cluster.clients) {
             return Err(bad_input(format!(
-                "--clients {count} are clients {first} to {}, and the cluster has keys for clients 0 \
-                 to {}: take fewer, or make a cluster for more with `difato cluster init \
+                "--clients {count} are clients {first} to {}, and the cluster has keys for clients \
+                 0 to {}: take fewer, or make a cluster for more with `difato cluster init \
                  --clients`",
                 end - 1,
                 cluster.clients.saturating_sub(1)
