@@ -292,6 +292,8 @@ const _: () = assert!(BELL < FIRST_TOKEN);
 struct Bell {
     listener: UnixListener,
     guest: Option<UnixStream>,
+    /// The host was told that there is one.
+    attended: bool,
     rings: u64,
 }
 
@@ -300,7 +302,7 @@ impl Bell {
         let listener = bell::listen(path).map_err(AgentError::file(path))?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL_LISTENER);
         epoll.add(&listener, event).map_err(system("epoll"))?;
-        Ok(Bell { listener, guest: None, rings: 0 })
+        Ok(Bell { listener, guest: None, attended: false, rings: 0 })
     }
 
     /// Takes a guest in, in place of the one before, and rings it: it may have slept for long.
@@ -385,6 +387,7 @@ impl Agent {
                     token => self.peer(token, now, log)?,
                 }
             }
+            self.look_at_bell(now);
             self.look_for_retired(now, log)?;
             self.log_recovery(now.mono, log);
             if now.mono >= self.tick_at {
@@ -448,6 +451,15 @@ impl Agent {
         let turn = self.host.step(now, Input::Guest).expect("only a frame can be at fault");
         if let Some(full) = turn.full {
             self.log_full(full, log);
+        }
+    }
+
+    /// R8: tells the host when its guest comes to its doorbell, and when it leaves.
+    fn look_at_bell(&mut self, now: Now) {
+        let here = self.bell.guest.is_some();
+        if here != self.bell.attended {
+            self.bell.attended = here;
+            self.host.step(now, Input::AtDoorbell(here)).expect("only a frame can be at fault");
         }
     }
 

@@ -44,6 +44,8 @@ pub struct HostConfig {
 pub enum Input<'a> {
     /// The guest may have written frames.
     Guest,
+    /// The guest is at its doorbell, or has left it (R8).
+    AtDoorbell(bool),
     /// The link to a peer is up; an earlier one, if any, is over.
     PeerUp(ServerId),
     /// It is down.
@@ -156,6 +158,7 @@ impl<R: WordsMut, W: Words> Host<R, W> {
                 self.news |= News::ELSE;
             }
             Input::PeerFrame(peer, bytes) => return self.peer_frame(now, peer, bytes),
+            Input::AtDoorbell(here) => self.peers.desert(!here),
             Input::Tick => self.peers.announce(),
             Input::Floor(server, floor) => {
                 self.raise(server, floor)?;
@@ -384,7 +387,12 @@ impl<R: WordsMut, W: Words> Host<R, W> {
         }
         if self.peers.meet(peer, said, self.registers.floor(peer)) {
             self.peers.heard(peer, now.mono);
+            let before = self.peers.hint(peer, now.mono).0;
             self.peers.lengths(peer, said, self.copied_all(), now.mono);
+            if self.peers.hint(peer, now.mono).0 != before {
+                self.publish_hints(now);
+                self.news |= News::ELSE;
+            }
         }
         self.recover();
         Ok(self.resumed())

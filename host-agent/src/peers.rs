@@ -7,7 +7,8 @@
 //! Three kinds of frames pass between hosts:
 //!
 //! ```text
-//! LENGTHS  1 u8 | linked u32, one bit per host the sender is connected to
+//! LENGTHS  1 u8 | linked u32, one bit per host the sender is connected to; its own bit says that
+//!               its guest was at its doorbell and has left (R8)
 //!               | full u32, one bit per stream of which it takes nothing
 //!               | recovering u8: 1 if it lacks records of its own stream, 2 if it is no
 //!               incarnation yet either (R6)
@@ -56,7 +57,7 @@ pub(crate) struct Lengths {
     pub(crate) recovering: bool,
     /// R6: it is no incarnation yet.
     pub(crate) unnamed: bool,
-    /// One bit per host that it is connected to.
+    /// One bit per host that it is connected to, and its own if its guest has left.
     linked: u32,
     /// One bit per stream of which it takes nothing, its ring being full.
     full: u32,
@@ -179,6 +180,8 @@ struct Session {
 struct Peer {
     state: LinkState,
     heard: Micros,
+    /// R8: its guest has left its doorbell, as it says.
+    deserted: bool,
     owes_lengths: bool,
     /// One bit per stream of which it was refused a record since it was last sent LENGTHS: they
     /// must say so, though there may be room by then.
@@ -192,6 +195,8 @@ struct Peer {
 pub(crate) struct Peers {
     me: ServerId,
     exchange: Micros,
+    /// R8: the own guest has left its doorbell.
+    deserted: bool,
     peers: Vec<Peer>,
 }
 
@@ -200,17 +205,18 @@ impl Peers {
         let peer = |_| Peer {
             state: LinkState::Never,
             heard: now,
+            deserted: false,
             owes_lengths: false,
             refused: 0,
             incarnation: None,
             session: None,
         };
-        Peers { me, exchange, peers: (0..n).map(peer).collect() }
+        Peers { me, exchange, deserted: false, peers: (0..n).map(peer).collect() }
     }
 
     pub(crate) fn up(&mut self, peer: ServerId, now: Micros) {
         let entry = &mut self.peers[peer.index()];
-        (entry.state, entry.heard) = (LinkState::Up, now);
+        (entry.state, entry.heard, entry.deserted) = (LinkState::Up, now, false);
         (entry.incarnation, entry.session) = (None, None);
         self.announce();
     }
@@ -218,6 +224,12 @@ impl Peers {
     pub(crate) fn down(&mut self, peer: ServerId) {
         let entry = &mut self.peers[peer.index()];
         (entry.state, entry.incarnation, entry.session) = (LinkState::Lost, None, None);
+        self.announce();
+    }
+
+    /// R8: the own guest has come to its doorbell, or left it.
+    pub(crate) fn desert(&mut self, deserted: bool) {
+        self.deserted = deserted;
         self.announce();
     }
 
@@ -268,10 +280,13 @@ impl Peers {
         self.peers[peer.index()].heard = now;
     }
 
-    /// R8: state of a peer's link, and how long nothing was heard from it.
+    /// R8: state of a peer's link, and how long nothing was heard from it. One whose guest has left
+    /// is as good as lost.
     pub(crate) fn hint(&self, peer: ServerId, now: Micros) -> (LinkState, Micros) {
         let peer = &self.peers[peer.index()];
-        (peer.state, now.since(peer.heard))
+        let deserted = peer.deserted && peer.state == LinkState::Up;
+        let state = if deserted { LinkState::Lost } else { peer.state };
+        (state, now.since(peer.heard))
     }
 
     /// A peer said what it has; `held` is what this host has.
@@ -283,6 +298,7 @@ impl Peers {
         now: Micros,
     ) {
         let (me, exchange) = (self.me.index(), self.exchange);
+        self.peers[peer.index()].deserted = lengths.linked >> peer.index() & 1 == 1;
         let session = self.peers[peer.index()].session.get_or_insert_with(|| Session {
             has: lengths.counts.clone(),
             upto: held.iter().map(|_| 0).collect(),
@@ -373,7 +389,8 @@ impl Peers {
         let bits = |of: &dyn Fn(usize) -> bool| {
             (0..held.len()).filter(|k| of(*k)).fold(0, |bits, k| bits | 1_u32 << k)
         };
-        let linked = bits(&|k| self.peers[k].state == LinkState::Up);
+        let own = |k| k == self.me.index() && self.deserted;
+        let linked = bits(&|k| own(k) || self.peers[k].state == LinkState::Up);
         let full = bits(&|k| full[k]);
         let peer = &mut self.peers[peer.index()];
         let refused = std::mem::take(&mut peer.refused);

@@ -88,7 +88,7 @@ impl Default for Timing {
             resend_ms: 300,
             change_ms: 600,
             change_cap_ms: 20_000,
-            host_down_ms: 100,
+            host_down_ms: 50,
             exchange_ms: 25,
             spin_us: 0,
         }
@@ -558,7 +558,7 @@ mod tests {
             ("window = 64", "window = 0", "window = 0"),
             ("window = 64", "windo = 64", ", windo: unknown field `windo`"),
             ("f = 1\n", "", "missing field `f`"),
-            ("host_down_ms = 100", "host_down_ms = 0", "host_down_ms = 0"),
+            ("host_down_ms = 50", "host_down_ms = 0", "host_down_ms = 0"),
             ("ring_bytes = 67108864", "ring_bytes = 1000000", "ring_bytes = 1000000"),
             ("id = 2", "id = 1", "id = 1"),
             ("change_ms = 600", "change_ms = 60", "change_ms = 60"),

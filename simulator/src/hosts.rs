@@ -110,6 +110,7 @@ impl Sim {
             exposed = process.registers().exposed_all().into_vec();
         }
         server.host = Some(process);
+        server.attended = false;
         server.host_epoch += 1;
         (server.dies_after, server.tick, server.felled) = (None, None, false);
         let epoch = server.host_epoch;
@@ -124,6 +125,17 @@ impl Sim {
         self.look_for_retired(host);
         self.observe(host);
         self.after_host_step(host);
+        self.look_at_bell(host);
+    }
+
+    /// R8: a host hears when its guest comes to its doorbell, and when it leaves.
+    pub(crate) fn look_at_bell(&mut self, host: ServerId) {
+        let server = &mut self.servers[host.index()];
+        let here = server.guest.is_some();
+        if server.host.is_some() && server.attended != here {
+            server.attended = here;
+            self.step_host(host, Input::AtDoorbell(here));
+        }
     }
 
     /// A host's first start.

@@ -60,6 +60,8 @@ pub(crate) struct Server {
     /// ... and reclaimed.
     pub(crate) first: Vec<u64>,
     pub(crate) guest: Option<Guest>,
+    /// Whether its host was told that there is one.
+    pub(crate) attended: bool,
     pub(crate) guest_epoch: u64,
     pub(crate) config: GuestConfig,
     /// The last delivery of a correct guest.
@@ -115,6 +117,7 @@ impl Server {
             exposed: vec![0; plan.n],
             first: vec![0; plan.n],
             guest: None,
+            attended: false,
             guest_epoch: 0,
             config,
             delivered: OrderNumber(0),
@@ -183,6 +186,7 @@ impl Sim {
         entry.guest = Some(Guest::start(now, &entry.config, read, write));
         entry.began_under = entry.life();
         self.history.push(self.now, Happened::GuestStarted { server, correct });
+        self.look_at_bell(server);
         self.step_guest(server, GuestInput::Registers);
     }
 
@@ -196,6 +200,7 @@ impl Sim {
                 self.break_connection(client, server);
             }
             self.break_transfers(server);
+            self.look_at_bell(server);
         }
     }
 

@@ -4,6 +4,7 @@ use host_agent::{Input, PeerFault};
 use shared_registers::host_side::{Counter, StreamFull};
 use shared_registers::ids::{Micros, Seq, ServerId};
 use shared_registers::layout::LinkState;
+use shared_registers::words::News;
 
 use crate::world::{EXCHANGE, World, accept, change, propose};
 
@@ -247,6 +248,39 @@ fn the_guest_is_told_of_the_other_hosts() {
     world.tick();
     assert_eq!(hint(&mut world, 1).silence, Micros(3 * EXCHANGE.0));
     assert_eq!(hint(&mut world, 2).state, LinkState::Never);
+}
+
+#[test]
+fn r8_a_host_whose_guest_has_left_is_shown_as_lost_until_one_is_there_again() {
+    let mut world = World::new(3);
+    let state = |world: &mut World| world.guest(0).hints().nth(1).unwrap().state;
+    let bell = |world: &mut World, here| {
+        let now = world.now;
+        world.host(1).step(now, Input::AtDoorbell(here)).unwrap();
+        world.settle();
+    };
+    world.settle();
+    assert_eq!(state(&mut world), LinkState::Up, "none was there yet: it may be about to start");
+    bell(&mut world, true);
+    assert_eq!(state(&mut world), LinkState::Up);
+    world.host(0).must_ring();
+    world.guest(0).doze(News::ELSE);
+    bell(&mut world, false);
+    assert_eq!(state(&mut world), LinkState::Lost);
+    assert!(world.host(0).must_ring(), "and it is rung for that");
+    // A new connection begins anew, and says it again.
+    world.cut(0, 1);
+    world.connect(0, 1);
+    assert_eq!(state(&mut world), LinkState::Up);
+    world.settle();
+    assert_eq!(state(&mut world), LinkState::Lost);
+    bell(&mut world, true);
+    assert_eq!(state(&mut world), LinkState::Up);
+    assert_eq!(
+        world.guest(0).hints().nth(2).unwrap().state,
+        LinkState::Up,
+        "the other's was there"
+    );
 }
 
 #[test]
