@@ -49,14 +49,18 @@ impl Bell {
     /// socket are read only now and then, to make room for the next. Fails if the host is gone.
     pub(crate) fn heard(&mut self, flags: EpollFlags) -> io::Result<()> {
         self.rings += 1;
-        if !self.port && flags == EpollFlags::EPOLLIN && !self.rings.is_multiple_of(RINGS_UNREAD) {
-            return Ok(());
-        }
+        let plain = !self.port && flags == EpollFlags::EPOLLIN;
+        if plain && !self.rings.is_multiple_of(RINGS_UNREAD) { Ok(()) } else { self.drain() }
+    }
+
+    /// Reads the rings that came. Fails if the host is gone.
+    pub(crate) fn drain(&mut self) -> io::Result<()> {
         loop {
             match self.stream.read(&mut [0; RINGS_READ]) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(RINGS_READ) => {}
-                Ok(_) if flags == EpollFlags::EPOLLIN => return Ok(()),
+                // The end of a stream is told apart from its being empty by reading once more.
+                Ok(_) if self.port => return Ok(()),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

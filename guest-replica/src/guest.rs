@@ -185,7 +185,8 @@ struct Guest<'a> {
     config: Config,
     /// How long it looks for work before it sleeps.
     spin: Micros,
-    /// When this turn began. A turn is short against whatever is timed.
+    /// When this turn began, or something was last executed in it: the rest is short against
+    /// whatever is timed.
     now: Micros,
     application: &'a mut Factory,
     /// Where the configuration is from.
@@ -288,7 +289,7 @@ impl Guest<'_> {
         self.now = now;
         self.status = None;
         self.trace.begin_turn(now);
-        let (mut rung, had_host) = (false, self.registers.has_bell());
+        let mut rung = false;
         for (token, flags) in ready {
             match *token {
                 LISTENER => self.accept(now)?,
@@ -322,13 +323,13 @@ impl Guest<'_> {
         self.act(rung);
         self.store(unread);
         self.carry_out();
-        if had_host && !self.registers.has_bell() {
-            // What it was sent it can place no more: its clients are not to wait for `T_resend`.
-            self.connections.hang_up();
-        }
         let more = self.deliver();
         self.trace.end_turn();
         self.connections.flush(&self.poll);
+        if !self.registers.has_bell() {
+            // What it is sent it cannot place: its clients are not to wait for `T_resend`.
+            self.connections.hang_up();
+        }
         Ok(unread || more || self.connections.has_ready())
     }
 
@@ -377,7 +378,11 @@ impl Guest<'_> {
     /// Tells the core what was dropped and what the hints are, and lets it act.
     fn act(&mut self, rung: bool) {
         let now = self.now;
-        let look = rung || now >= self.hints_at;
+        let due = now >= self.hints_at;
+        let look = rung || due;
+        if due {
+            self.registers.drain_bell(now, &mut self.counters);
+        }
         if look {
             self.hints_at = now.plus(HINTS_EVERY);
         }

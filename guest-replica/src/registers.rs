@@ -191,6 +191,13 @@ impl Registers {
         }
     }
 
+    /// Makes room for rings: a bell that is full is not heard.
+    pub(crate) fn drain_bell(&mut self, now: Micros, counters: &mut Counters) {
+        if self.bell.as_mut().is_some_and(|bell| bell.drain().is_err()) {
+            self.lose_bell(now, counters);
+        }
+    }
+
     fn lose_bell(&mut self, now: Micros, counters: &mut Counters) {
         tracing::warn!("the host agent has gone away; waiting for it to come back");
         counters.bells_lost += 1;

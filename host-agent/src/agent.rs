@@ -213,7 +213,7 @@ pub fn run(options: &Options, log: &mut dyn FnMut(Level, &str)) -> Result<(), Ag
         signals,
         start,
         exchange,
-        spin: Duration::from_micros(cluster.timing.spin_us),
+        spin: Micros(cluster.timing.spin_us),
         tick_at: Micros(0),
         full_logged: None,
         waits_logged: None,
@@ -292,8 +292,9 @@ const _: () = assert!(BELL < FIRST_TOKEN);
 struct Bell {
     listener: UnixListener,
     guest: Option<UnixStream>,
-    /// The host was told that there is one.
+    /// The host was told that there is one, and is told of another change from then on.
     attended: bool,
+    quiet_until: Micros,
     rings: u64,
 }
 
@@ -302,13 +303,13 @@ impl Bell {
         let listener = bell::listen(path).map_err(AgentError::file(path))?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL_LISTENER);
         epoll.add(&listener, event).map_err(system("epoll"))?;
-        Ok(Bell { listener, guest: None, attended: false, rings: 0 })
+        Ok(Bell { listener, guest: None, attended: false, quiet_until: Micros(0), rings: 0 })
     }
 
     /// Takes a guest in, in place of the one before, and rings it: it may have slept for long.
     fn accept(&mut self, epoll: &Epoll) {
         let Ok((guest, _)) = self.listener.accept() else { return };
-        // Each ring is an event, read or not: see `heard`.
+        // See `heard`.
         let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, BELL);
         if guest.set_nonblocking(true).is_ok() && epoll.add(&guest, event).is_ok() {
             self.guest = Some(guest);
@@ -318,26 +319,28 @@ impl Bell {
 
     fn ring(&mut self) {
         let rung = self.guest.as_mut().map(|guest| guest.write(&[1]));
-        // A full socket is a bell that rings already.
+        // A full socket has rings in it that are about to be heard.
         if rung.is_some_and(|rung| rung.is_err_and(|error| error.kind() != ErrorKind::WouldBlock)) {
             self.guest = None;
         }
     }
 
-    /// A ring means "look", and the loop looks anyway. Now and then those that came are discarded,
-    /// so that there is always room for the next.
+    /// A ring means "look", and the loop looks anyway. Each is an event, read or not, so they are
+    /// discarded only now and then, to leave room for the next.
     fn heard(&mut self, flags: EpollFlags) {
         self.rings += 1;
-        if flags != EpollFlags::EPOLLIN {
-            self.guest = None; // It hung up.
-        } else if !self.rings.is_multiple_of(RINGS_UNREAD) {
-            return;
+        if flags != EpollFlags::EPOLLIN || self.rings.is_multiple_of(RINGS_UNREAD) {
+            self.drain();
         }
-        let heard = self.guest.as_mut().map(|guest| guest.read(&mut [0; BELL_BYTES]));
-        match heard {
-            Some(Ok(0)) => self.guest = None,
-            Some(Err(error)) if error.kind() != ErrorKind::WouldBlock => self.guest = None,
-            _ => {}
+    }
+
+    fn drain(&mut self) {
+        loop {
+            match self.guest.as_mut().map(|guest| guest.read(&mut [0; BELL_BYTES])) {
+                Some(Ok(1..)) => {}
+                Some(Err(error)) if error.kind() == ErrorKind::WouldBlock => return,
+                _ => return self.guest = None,
+            }
         }
     }
 }
@@ -352,7 +355,7 @@ struct Agent {
     start: Instant,
     exchange: Micros,
     /// How long it looks for work before it sleeps.
-    spin: Duration,
+    spin: Micros,
     tick_at: Micros,
     /// When a full ring was logged last.
     full_logged: Option<Micros>,
@@ -366,10 +369,10 @@ impl Agent {
     /// Turns until a signal comes.
     fn serve(&mut self, log: &mut Log<'_>) -> Result<(), AgentError> {
         let mut events = [EpollEvent::empty(); EVENTS_PER_TURN];
-        let (mut more, mut now) = (true, now(self.start));
+        let mut more = true;
         loop {
-            let count = self.sleep(&mut events, more, now.mono)?;
-            now = self::now(self.start);
+            let count = self.sleep(&mut events, more)?;
+            let now = now(self.start);
             self.guest(now, log);
             // A guest that wants to be rung for its own records has one that makes a quorum whole.
             self.ring();
@@ -392,6 +395,7 @@ impl Agent {
             self.log_recovery(now.mono, log);
             if now.mono >= self.tick_at {
                 self.tick_at = now.mono.plus(self.exchange);
+                self.bell.drain();
                 self.host.step(now, Input::Tick).expect("only a frame can be at fault");
             }
             self.net.expire(now, &mut self.host, log);
@@ -407,16 +411,15 @@ impl Agent {
         }
     }
 
-    /// Waits for events, unless there is work; returns how many there are. It is `now`, or a turn
-    /// later.
-    fn sleep(
-        &mut self,
-        events: &mut [EpollEvent],
-        more: bool,
-        now: Micros,
-    ) -> Result<usize, AgentError> {
-        let spun = Instant::now();
-        while !more && spun.elapsed() < self.spin {
+    fn mono(&self) -> Micros {
+        Micros(self.start.elapsed().as_micros() as u64)
+    }
+
+    /// Waits for events, unless there is work; returns how many there are.
+    fn sleep(&mut self, events: &mut [EpollEvent], more: bool) -> Result<usize, AgentError> {
+        let next = self.tick_at.min(self.net.next_deadline());
+        let spin_until = self.mono().plus(self.spin).min(next);
+        while !more && self.spin > Micros(0) && self.mono() < spin_until {
             let count = self.wait(events, EpollTimeout::ZERO)?;
             if count > 0 || self.host.has_frames() {
                 return Ok(count);
@@ -426,8 +429,7 @@ impl Agent {
             // The guest rings only those who say that they sleep: so look once more after that.
             self.host.registers_mut().doze();
         }
-        let next = self.tick_at.min(self.net.next_deadline());
-        let wait = next.since(now).0.div_ceil(1000);
+        let wait = next.since(self.mono()).0.div_ceil(1000);
         let wait = i32::try_from(wait).unwrap_or(i32::MAX);
         let wait = if more || self.host.has_frames() { 0 } else { wait };
         let timeout = EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::ZERO);
@@ -457,8 +459,10 @@ impl Agent {
     /// R8: tells the host when its guest comes to its doorbell, and when it leaves.
     fn look_at_bell(&mut self, now: Now) {
         let here = self.bell.guest.is_some();
-        if here != self.bell.attended {
+        // One that comes and goes all the time makes no more noise than the exchange.
+        if here != self.bell.attended && now.mono >= self.bell.quiet_until {
             self.bell.attended = here;
+            self.bell.quiet_until = now.mono.plus(self.exchange);
             self.host.step(now, Input::AtDoorbell(here)).expect("only a frame can be at fault");
         }
     }

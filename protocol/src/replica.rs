@@ -292,15 +292,21 @@ impl Replica {
     pub fn wanted(&self) -> News {
         let Config { me, n, .. } = self.config;
         let term = self.term;
-        let calm = self.is_active() && !self.window_full() && !self.frames.full();
+        let calm = self.is_active()
+            && !self.window_full()
+            && !self.frames.full()
+            && self.has_room_for_a_batch()
+            && !self.suspicion.misses_host(term.sequencer(n));
         let state = self.reader.term(term).filter(|s| calm && s.is_open() && !s.is_dead());
         let Some(state) = state else { return News::ALL };
         let untouched = term == Term(0) && state.last() == state.base().batch;
         let committed = untouched || state.committed() == Some(state.last());
         let (idle, sequencer) = (committed && self.frames.in_flight() == 0, self.is_sequencer());
-        // C1: whether the own vote makes the f + 1 whole, or the others' would have to come first.
-        let voted = |writer: &ServerId| self.reader.vote(*writer, term) >= Some(state.last());
-        let decides = ServerId::all(n).filter(voted).count() == n / 2;
+        // C1: whether the own vote makes f + 1 of one batch, or others' would have to come first.
+        let others = ServerId::all(n).filter(|writer| *writer != me);
+        let mut votes: Vec<_> = others.map(|writer| self.reader.vote(writer, term)).collect();
+        votes.sort_unstable();
+        let decides = votes[n / 2] > state.committed();
         let wants = |writer: &ServerId| match (sequencer, idle) {
             (true, true) => false,
             (true, false) => *writer != me,

@@ -56,6 +56,10 @@ impl Guest<'_> {
                 self.trace.read(&record);
                 replica.step(now, Input::Record(record), &mut self.out);
                 self.trace.delivered(&self.out[before..]);
+                if self.out.len() > before {
+                    // Something was executed, which takes what the application takes.
+                    self.now = self.clock.now();
+                }
             }
         }
         self.registers.files.advance(writer);

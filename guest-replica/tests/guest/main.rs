@@ -280,7 +280,12 @@ fn a_guest_that_loses_its_host_hangs_up_on_those_who_ordered_and_on_nobody_else(
     cluster.stop_hosts();
     client.await_closed();
     hears_nothing(&mut listener);
+    // Whoever comes back meanwhile is not kept waiting for ever either.
+    let mut client = cluster.client(0, 0);
+    client.send(&ToServer::Order(cluster.order(0, 2, b"y")));
+    client.await_closed();
     cluster.start_hosts();
+    (0..3).for_each(|server| cluster.await_host(server));
     broadcast(&cluster, 0, 2..=3, b"y");
     assert_eq!(delivery(&mut listener).order, OrderNumber(2));
 }

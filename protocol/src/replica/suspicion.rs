@@ -145,6 +145,11 @@ impl Suspicion {
         }
     }
 
+    /// Whether a server's host is out of reach, as hints say.
+    pub(super) fn misses_host(&self, server: ServerId) -> bool {
+        matches!(self.hosts[server.index()], HostView::Lost(_))
+    }
+
     /// When the host of a sequencer counts as down: its link broken for `host_down`, or up and
     /// silent for as long as this replica's patience with the term.
     fn host_deadline(&self, server: ServerId) -> Option<Micros> {

@@ -251,6 +251,14 @@ impl Cluster {
         }
     }
 
+    /// Waits until a guest has found its host again.
+    pub(crate) fn await_host(&self, server: u16) {
+        let until = Instant::now() + PATIENCE;
+        while !self.status(server).host_up {
+            assert!(Instant::now() < until, "guest {server} does not find its host");
+        }
+    }
+
     pub(crate) fn order(&self, client: u32, count: u64, payload: &[u8]) -> OrderMessage {
         let keys: Vec<_> = (0..N).map(|i| Secret::new([i as u8; 32]).mac_key()).collect();
         let id = OrderId { client: ClientId(client), session: 1, count };
