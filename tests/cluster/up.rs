@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use crate::support::clients::Caller;
 use crate::support::command::{Running, children_of, difato, runs};
 use crate::support::permit::Permit;
-use crate::support::{Builder, Folder, path, until};
+use crate::support::{Builder, Folder, Role, path, until};
 
 /// Starts `cluster up` and waits until it says that all serve.
 pub(crate) fn up(folder: &Folder) -> Running {
@@ -70,4 +70,28 @@ fn up_that_is_killed_leaves_no_process() {
     assert_eq!(children.len(), 6);
     up.kill();
     until("its processes end", || children.iter().all(|(pid, _)| !runs(*pid)));
+}
+
+/// The CPU time of a process, in clock ticks.
+fn ticks(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn processes_that_look_for_work_before_they_sleep_serve_and_come_to_rest() {
+    let cluster = Builder::new().set("spin_us", 500).start();
+    let caller = Caller::new(&cluster.folder, 0);
+    let orders = caller.invoke_many((0..200).map(|i| vec![i as u8]));
+    assert_eq!(orders, (1..=200).collect::<Vec<_>>());
+    // They look for a part of a millisecond after each thing that happens, which is not often now.
+    let roles = [Role::Host, Role::Guest];
+    let pids: Vec<_> =
+        cluster.ids().flat_map(|id| roles.map(|role| cluster.pid(role, id))).collect();
+    until("a second passes in which none of them spins all the time", || {
+        let before: Vec<_> = pids.iter().map(|pid| ticks(*pid)).collect();
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        pids.iter().zip(before).all(|(pid, before)| ticks(*pid) - before < 50)
+    });
 }
