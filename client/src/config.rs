@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::client_session::MAX_IN_FLIGHT;
+use protocol::limits::bytes_in_flight;
 use protocol::messages::ToClient;
 use shared_registers::cluster::{ClientKeys, Cluster, ConfigError, Paths, load_keys};
 use shared_registers::crypto::{ClusterId, MacKey};
@@ -27,6 +28,8 @@ pub struct ClientConfig {
     /// Most requests in flight; more wait for their turn. At least 1, and at most
     /// [`MAX_IN_FLIGHT`]: servers keep so many replies for a client that asks again.
     pub max_in_flight: usize,
+    /// Most bytes of their payloads; a larger one goes alone.
+    pub(crate) max_bytes_in_flight: usize,
     /// Who is to see what each single server says: for those who keep an account of it.
     pub witness: Option<Witness>,
     pub(crate) client: ClientId,
@@ -77,6 +80,7 @@ impl ClientConfig {
             resend: Duration::from_millis(cluster.timing.resend_ms),
             fetch: Duration::from_millis(20),
             max_in_flight: MAX_IN_FLIGHT,
+            max_bytes_in_flight: bytes_in_flight(cluster.clients),
             witness: None,
             client,
             cluster: cluster.id(),

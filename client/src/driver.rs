@@ -33,6 +33,9 @@ const IDLE: Duration = Duration::from_secs(3600);
 /// Messages that are taken from one server before the next has its turn.
 const MESSAGES_PER_PASS: usize = 32;
 
+/// A request's place among those in flight, and its bytes.
+pub(crate) type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
 /// What the task is asked to do. The queue is bounded: each submission holds one of `max_in_flight`
 /// permits, and a subscriber tells of room at most twice per queue of messages.
 pub(crate) enum Command {
@@ -40,7 +43,7 @@ pub(crate) enum Command {
         payload: Vec<u8>,
         deadline: Instant,
         answer: oneshot::Sender<Result<Reply, ClientError>>,
-        room: OwnedSemaphorePermit,
+        room: Room,
     },
     Subscribe {
         id: u64,
@@ -62,7 +65,7 @@ pub(crate) enum Command {
 struct Waiter {
     answer: oneshot::Sender<Result<Reply, ClientError>>,
     /// Lets another submit when it is dropped.
-    _room: OwnedSemaphorePermit,
+    _room: Room,
 }
 
 struct Listening {

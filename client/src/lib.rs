@@ -92,6 +92,8 @@ pub struct Client {
     /// Whose turn it is to submit: without it, a request could overtake one that waits for room.
     turn: Mutex<()>,
     room: Arc<Semaphore>,
+    /// Bytes of payload that may still be under way.
+    bytes: Arc<Semaphore>,
     config: Arc<ClientConfig>,
     subscriptions: AtomicU64,
 }
@@ -109,12 +111,14 @@ impl Client {
         let (commands, queue) = mpsc::unbounded_channel();
         let task = tokio::spawn(Driver::new(config.clone(), queue));
         let room = Arc::new(Semaphore::new(config.max_in_flight));
+        let bytes = Arc::new(Semaphore::new(config.max_bytes_in_flight));
         let subscriptions = AtomicU64::new(0);
-        Client { commands, task, turn: Mutex::new(()), room, config, subscriptions }
+        Client { commands, task, turn: Mutex::new(()), room, bytes, config, subscriptions }
     }
 
     /// Puts a message in line, after all those that were put there before, and returns a future of
-    /// the reply: await it at leisure. Waits while `max_in_flight` requests are unanswered. Those
+    /// the reply: await it at leisure. Waits while `max_in_flight` requests are unanswered, or more
+    /// bytes than servers hold for one client. Those
     /// who wait get their turn in the order of their calls (the first polls of their futures).
     ///
     /// The request goes on even if the returned future is dropped.
@@ -132,6 +136,9 @@ impl Client {
         let _turn = self.turn.lock().await;
         let room = self.room.clone().acquire_owned().await;
         let room = room.map_err(|_| ClientError::Closed)?;
+        let share = size.min(self.config.max_bytes_in_flight) as u32;
+        let bytes = self.bytes.clone().acquire_many_owned(share).await;
+        let room = (room, bytes.map_err(|_| ClientError::Closed)?);
         let (answer, pending) = oneshot::channel();
         let command = Command::Submit { payload, deadline, answer, room };
         self.commands.send(command).map_err(|_| ClientError::Closed)?;

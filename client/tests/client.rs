@@ -118,6 +118,24 @@ fn more_than_max_in_flight_wait() {
 }
 
 #[test]
+fn more_bytes_than_servers_hold_wait() {
+    run(async {
+        let fake = Fake::start(&[Silent; 3]).await;
+        let mut config = fake.config();
+        config.deadline = Duration::from_millis(500);
+        let client = Client::connect(config);
+        let payload = || vec![7; 1 << 20];
+        let first = client.submit(payload()).await.unwrap();
+        let second = client.submit(payload()).await.unwrap();
+        assert!(timeout(Duration::from_millis(20), client.submit(payload())).await.is_err());
+        drop((first, second));
+        // An empty one has room at any time, and theirs comes when nobody waits for them any more.
+        let (empty, third) = tokio::join!(client.submit(Vec::new()), client.submit(payload()));
+        assert!(empty.is_ok() && third.is_ok());
+    });
+}
+
+#[test]
 fn wrong_reply_keys_fail_at_once_with_the_reason() {
     run(async {
         let fake = Fake::start(&[WrongKey, Honest, WrongKey]).await;

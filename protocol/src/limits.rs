@@ -7,6 +7,12 @@ pub const DIRECT_ORDERS: usize = 512;
 pub const DIRECT_BYTES: usize = 4 << 20;
 /// ... and of all clients together: each has its share.
 pub const DIRECT_TOTAL_BYTES: usize = 512 << 20;
+/// Bytes of payload that a client of so many may have under way, or one order: what servers hold of
+/// it, and as much again for those that are behind. More would be dropped until it is sent again.
+pub fn bytes_in_flight(clients: u32) -> usize {
+    DIRECT_BYTES.min(DIRECT_TOTAL_BYTES / (clients as usize).max(1)) / 2
+}
+
 /// Orders held that one other server forwarded.
 pub const FORWARDED_ORDERS: usize = 1024;
 /// Bytes of their payloads; one order is held in any case.
