@@ -4,9 +4,12 @@
 //! folder goes: [`Own`] does both as it is dropped, and [`run`] drops it when a signal comes.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use protocol::messages::Status;
 use shared_registers::cluster::Durability;
+use shared_registers::ids::Term;
 use tempfile::TempDir;
 
 use crate::cli::ApplicationName;
@@ -14,6 +17,9 @@ use crate::init::{self, Wanted};
 use crate::session::{self, Interrupt, Operator};
 use crate::supervisor::{Programs, Supervisor};
 use crate::up;
+
+/// A server has so long to answer when it is asked how it is.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the cluster shall be. Its application is `echo-sized`.
 pub(crate) struct Spec {
@@ -78,6 +84,16 @@ impl Own {
         &self.dir
     }
 
+    /// Asks all servers how they are.
+    pub(crate) async fn ask(&self) -> Said {
+        Said(self.operator.ask(PATIENCE).await.into_iter().flatten().collect())
+    }
+
+    /// The newest term that any server is in.
+    pub(crate) async fn newest_term(&self) -> Result<Term> {
+        self.ask().await.newest_term()
+    }
+
     /// Ends it. It is an error if a process has died that was not killed on purpose, or if the
     /// folder cannot be removed.
     pub(crate) fn close(mut self) -> Result<()> {
@@ -86,6 +102,23 @@ impl Own {
         // Not told to stop but killed: the files that they would sync first are about to be removed.
         drop(self.supervisor);
         self.folder.close().context("cannot remove the temporary folder")
+    }
+}
+
+/// What the servers that answered said of themselves.
+#[derive(Debug, Default)]
+pub(crate) struct Said(pub(crate) Vec<Status>);
+
+impl Said {
+    /// The newest term that any of them is in.
+    pub(crate) fn newest_term(&self) -> Result<Term> {
+        self.0.iter().map(|status| status.term).max().context("no server answers")
+    }
+
+    /// What they have counted under this name, all together.
+    pub(crate) fn sum(&self, name: &str) -> u64 {
+        let counters = self.0.iter().flat_map(|status| &status.counters);
+        counters.filter(|(found, _)| found == name).map(|(_, count)| count).sum()
     }
 }
 
