@@ -298,7 +298,7 @@ async fn all_at_work(own: &Own) -> Result<Term> {
     let looked = until(|| async {
         *last.borrow_mut() = own.ask().await;
         let said = last.borrow();
-        let mut work = said.0.iter().filter(|s| s.host_up && s.catching_up.is_none());
+        let mut work = said.servers().filter(|s| s.host_up && s.catching_up.is_none());
         let term = said.newest_term().ok()?;
         let all = work.clone().count() == n && work.all(|status| status.term == term);
         all.then_some(term)

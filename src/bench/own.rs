@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use client::StatusError;
 use protocol::messages::Status;
 use shared_registers::cluster::Durability;
-use shared_registers::ids::Term;
+use shared_registers::ids::{ServerId, Term};
 use tempfile::TempDir;
 
 use crate::cli::ApplicationName;
@@ -86,7 +87,7 @@ impl Own {
 
     /// Asks all servers how they are.
     pub(crate) async fn ask(&self) -> Said {
-        Said(self.operator.ask(PATIENCE).await.into_iter().flatten().collect())
+        Said(self.operator.ask(PATIENCE).await)
     }
 
     /// The newest term that any server is in.
@@ -105,19 +106,34 @@ impl Own {
     }
 }
 
-/// What the servers that answered said of themselves.
+/// What the servers said of themselves, or why one did not, by server.
 #[derive(Debug, Default)]
-pub(crate) struct Said(pub(crate) Vec<Status>);
+pub(crate) struct Said(Vec<Result<Status, StatusError>>);
 
 impl Said {
+    /// Those that answered.
+    pub(crate) fn servers(&self) -> impl Iterator<Item = &Status> + Clone {
+        self.0.iter().flatten()
+    }
+
+    /// It is an error if one did not answer.
+    pub(crate) fn all_answered(&self) -> Result<()> {
+        let silent = ServerId::all(self.0.len()).zip(&self.0);
+        let silent =
+            silent.filter_map(|(id, said)| Some(format!("{id} ({})", said.as_ref().err()?)));
+        let silent: Vec<String> = silent.collect();
+        ensure!(silent.is_empty(), "not every server says how it is: {}", silent.join(", "));
+        Ok(())
+    }
+
     /// The newest term that any of them is in.
     pub(crate) fn newest_term(&self) -> Result<Term> {
-        self.0.iter().map(|status| status.term).max().context("no server answers")
+        self.servers().map(|status| status.term).max().context("no server answers")
     }
 
     /// What they have counted under this name, all together.
     pub(crate) fn sum(&self, name: &str) -> u64 {
-        let counters = self.0.iter().flat_map(|status| &status.counters);
+        let counters = self.servers().flat_map(|status| &status.counters);
         counters.filter(|(found, _)| found == name).map(|(_, count)| count).sum()
     }
 }

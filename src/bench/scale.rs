@@ -3,7 +3,7 @@
 //! For each there are clusters of their own. Besides what every row has, the servers' counters before
 //! and after tell how many orders a PROPOSE held and how many frames hosts sent each other for it.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::cpu::Meter;
 use super::own::{Own, Spec};
@@ -65,7 +65,7 @@ struct Counts {
 
 async fn counts(own: &Own) -> Result<Counts> {
     let said = own.ask().await;
-    ensure!(said.0.len() == own.operator.cluster.n(), "not every server says what it counted");
+    said.all_answered()?;
     let (batches, frames) = (said.sum("batches_proposed"), said.sum("host_record_frames_sent"));
     Ok(Counts { batches, frames })
 }

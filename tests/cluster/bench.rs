@@ -104,8 +104,9 @@ fn the_targets_are_all_measured_and_judged() {
     assert_eq!(from.filter(judged).count(), 6 + 5 + 2 * 3 + 3, "{said}");
     let promised = ["0/0 p50 by the floor's", "at most 1.5 x", "4096/4096 p50 by 0/0's"];
     let more = ["0/0, 16 x 4 outstanding", "at least 80000 /s", "at least 250 MB/s"];
-    let most = ["0/0 p50 by all alive: f dead ", "at most 1.1 x", "0/0 p50 on disk by process"];
-    let last = ["by all alive: f dead, the sequencer among them", "Sequencer changes while it was"];
+    let most = ["0/0 p50 by all alive's: f dead ", "at most 1.1 x", "0/0 p50 on disk by process"];
+    let last =
+        ["by all alive's: f dead, the sequencer among them", "Sequencer changes while it was"];
     for words in promised.iter().chain(&more).chain(&most).chain(&last) {
         assert!(said.contains(words), "no `{words}`: {said}");
     }
