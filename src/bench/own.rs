@@ -4,7 +4,7 @@
 //! folder goes: [`Own`] does both as it is dropped, and [`run`] drops it when a signal comes.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use client::StatusError;
@@ -12,6 +12,7 @@ use protocol::messages::Status;
 use shared_registers::cluster::Durability;
 use shared_registers::ids::{ServerId, Term};
 use tempfile::TempDir;
+use tokio::time::sleep;
 
 use crate::cli::ApplicationName;
 use crate::init::{self, Wanted};
@@ -21,6 +22,10 @@ use crate::up;
 
 /// A server has so long to answer when it is asked how it is.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// All of them have so long.
+const ALL_PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait before they are asked again.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What the cluster shall be. Its application is `echo-sized`.
 pub(crate) struct Spec {
@@ -90,6 +95,20 @@ impl Own {
         Said(self.operator.ask(PATIENCE).await)
     }
 
+    /// Asks them until all have answered. Who connects while many clients do may be hung up on: a
+    /// guest keeps few connections that have not proved yet whose they are.
+    pub(crate) async fn ask_all(&self) -> Result<Said> {
+        let start = Instant::now();
+        loop {
+            let said = self.ask().await;
+            let all = said.all_answered();
+            if all.is_ok() || start.elapsed() > ALL_PATIENCE {
+                return all.map(|()| said);
+            }
+            sleep(LOOK).await;
+        }
+    }
+
     /// The newest term that any server is in.
     pub(crate) async fn newest_term(&self) -> Result<Term> {
         self.ask().await.newest_term()
@@ -117,7 +136,7 @@ impl Said {
     }
 
     /// It is an error if one did not answer.
-    pub(crate) fn all_answered(&self) -> Result<()> {
+    fn all_answered(&self) -> Result<()> {
         let silent = ServerId::all(self.0.len()).zip(&self.0);
         let silent =
             silent.filter_map(|(id, said)| Some(format!("{id} ({})", said.as_ref().err()?)));

@@ -64,8 +64,7 @@ struct Counts {
 }
 
 async fn counts(own: &Own) -> Result<Counts> {
-    let said = own.ask().await;
-    said.all_answered()?;
+    let said = own.ask_all().await?;
     let (batches, frames) = (said.sum("batches_proposed"), said.sum("host_record_frames_sent"));
     Ok(Counts { batches, frames })
 }
