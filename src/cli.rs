@@ -339,26 +339,28 @@ pub(crate) struct BenchArgs {
 pub(crate) struct Figures {
     /// Kill the sequencer's guest N times under load, then the sequencer's host N times, and show
     /// for how long service paused.
-    #[arg(long, value_name = "N", conflicts_with_all = OTHERS,
+    #[arg(long, value_name = "N", conflicts_with_all = [&OTHERS[..], &DRAWN].concat(),
           value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) failover: Option<u16>,
     /// Put full load on a cluster for so long, and count the sequencer changes: there must be none.
-    #[arg(long, value_name = "SECONDS", conflicts_with_all = OTHERS,
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = [&OTHERS[..], &DRAWN].concat(),
           value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) steady: Option<u64>,
     /// Measure each payload with a sequencer that sends one wrong proposal in ten, too: PROGRAM is
-    /// difato, built with `--features faulty-sequencer`.
+    /// difato, built with `--features faulty-sequencer`. With it 5 requests come first, whatever
+    /// --warmup says: more would end its turn before anything is measured.
     #[arg(long, value_name = "PROGRAM", conflicts_with_all = OTHERS)]
     pub(crate) faulty: Option<PathBuf>,
     /// Which guests are PROGRAM.
     #[arg(long, value_enum, requires = "faulty", default_value_t = FaultyServers::One)]
     pub(crate) faulty_servers: FaultyServers,
     /// Measure how cost grows with servers (f = 1, 2, 3), clients (1 to 256), payloads (0 to 1 MiB)
-    /// and batches.
-    #[arg(long, conflicts_with_all = OTHERS)]
+    /// and batches. Its payloads are its own; of each load --requests are measured, or more if many
+    /// are under way.
+    #[arg(long, conflicts_with_all = [&OTHERS[..], &["payloads"]].concat())]
     pub(crate) scale: bool,
-    /// Draw what is measured: latency by payload, throughput against latency, and what --faulty and
-    /// --scale measure.
+    /// Draw what is measured: latency by payload, throughput against latency (with more than
+    /// --requests where many are under way), and what --faulty and --scale measure.
     #[arg(long, value_name = "FILE.svg", conflicts_with_all = OTHERS)]
     pub(crate) plot: Option<PathBuf>,
 }
@@ -376,6 +378,10 @@ const OTHERS: [&str; 10] = [
     "trace",
     "targets",
 ];
+
+/// Arguments that mean nothing where neither payloads nor figures are measured.
+const DRAWN: [&str; 7] =
+    ["payloads", "requests", "warmup", "faulty", "faulty_servers", "scale", "plot"];
 
 /// `--faulty-servers`.
 #[derive(Clone, Copy, ValueEnum)]
@@ -407,9 +413,10 @@ const DEFAULT_PAYLOADS: &str = "0/0,0/4096,4096/4096";
 const PAYLOADS: &str = "\
 A request carries 8 bytes more than its size says: `ECHO` and the size of the reply that it asks
 for. The JSON file holds an array of objects with the keys scenario (`cluster`, or what is special:
-`floor`; with --targets also `f dead`, `disk`, and `process` in turns with that; `5 servers` with --scale;
-`faulty sequencer, 1 of 3 servers`; with --failover `gap after the death of the sequencer's host
-agent`, where requests are deaths and times those between two answers), payload, requests,
+`floor`; with --targets also `f dead`, `f dead, the sequencer among them`, `disk`, and `process` in
+turns with that; `5 servers` with --scale; `faulty sequencer, 1 of 3 servers`; `steady`; with
+--failover `gap after the death of the sequencer's host agent`, where requests are deaths and times
+those between two answers), payload, requests,
 clients, outstanding (of each), mean_us, p50_us, p99_us, max_us, requests_per_s, payload_mb_per_s
 (request bytes, in 10^6), and cpu_s_per_million (CPU seconds per million requests: guests and
 host_agents, null for a cluster that was running, and load, which is this process; null as a whole

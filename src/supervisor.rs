@@ -1,10 +1,10 @@
 //! The processes of a cluster as children of this one: `cluster up`, `demo` and `bench` run them.
 //!
 //! Every child is this same program (unless a guest was given another) with the subcommand of its
-//! role. It appends what it says to its
-//! own file in `DIR/logs`, is in a process group of its own (so that Ctrl-C reaches us alone, and
-//! we decide when it stops), and ends when we end, however we end (`--supervised-by`). Nothing is
-//! restarted: a server that died stays away until a person has looked why.
+//! role. It appends what it says to its own file in `DIR/logs`, is in a process group of its own (so
+//! that Ctrl-C reaches us alone, and we decide when it stops), and ends when we end, however we end
+//! (`--supervised-by`). Nothing is restarted: a server that died stays away until a person has looked
+//! why.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -240,11 +240,22 @@ impl Supervisor {
         self.processes.iter().any(|process| (process.role, process.id) == (role, id))
     }
 
-    /// Kills one process at once (SIGKILL). Returns its id; that it died is then no news.
-    pub(crate) fn kill(&mut self, role: Role, id: ServerId) -> Result<u32> {
+    /// Sends a process SIGKILL and waits for nothing. [`Self::kill`] must follow before anybody
+    /// asks for deaths: until then this one would be news.
+    pub(crate) fn strike(&self, role: Role, id: ServerId) -> Result<()> {
+        self.processes[self.find(role, id)?].signal(Signal::SIGKILL);
+        Ok(())
+    }
+
+    fn find(&self, role: Role, id: ServerId) -> Result<usize> {
         let found = self.processes.iter().position(|p| (p.role, p.id) == (role, id));
-        let at = found.with_context(|| format!("{role} {id} does not run any more"))?;
-        let mut process = self.processes.remove(at);
+        found.with_context(|| format!("{role} {id} does not run any more"))
+    }
+
+    /// Kills one process at once (SIGKILL), and waits until it is dead. Returns its id; that it died
+    /// is then no news.
+    pub(crate) fn kill(&mut self, role: Role, id: ServerId) -> Result<u32> {
+        let mut process = self.processes.remove(self.find(role, id)?);
         let killed = process.child.kill().and_then(|()| process.child.wait());
         killed.with_context(|| format!("cannot kill {role} {id}"))?;
         Ok(process.pid())

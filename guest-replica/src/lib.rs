@@ -70,6 +70,7 @@ pub mod vm;
 
 pub use error::GuestError;
 pub use limits::{CONNECTIONS_PER_CLIENT, MAX_UNPROVEN};
+pub use setup::raise_open_files;
 
 use setup::Setup;
 

@@ -39,7 +39,11 @@ impl Setup {
 
     /// Listens on the server's payload address, and on nothing else.
     pub(crate) fn listen(&self) -> Result<TcpListener, GuestError> {
-        raise_open_files();
+        // The rest is for register files, bell, links to other guests, and what the caller has open.
+        let allowed = raise_open_files(MAX_CONNECTIONS as u64 * 2);
+        if allowed <= MAX_CONNECTIONS as u64 {
+            tracing::warn!("at most {allowed} open files: run with a higher `ulimit -Hn`");
+        }
         let bind = || {
             let listener = TcpListener::bind(self.address)?;
             listener.set_nonblocking(true)?;
@@ -131,12 +135,29 @@ fn check_keys(keys: &GuestKeys, cluster: &Cluster, me: ServerId) -> Result<(), S
     Ok(())
 }
 
-/// Lets this process hold all connections that it may, if the system's hard limit does.
-fn raise_open_files() {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    // The rest is for register files, bell, links to other guests, and what the caller has open.
-    let wanted = (MAX_CONNECTIONS as u64 * 2).min(hard);
-    if soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_err() {
-        tracing::warn!("at most {soft} open files: run with a higher `ulimit -n`");
+/// Lets this process have so many files and connections open, or as many as the system's hard limit
+/// allows. Returns how many it may have now.
+pub fn raise_open_files(wanted: u64) -> u64 {
+    // Where there are no limits to be read there are none to be raised.
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return u64::MAX };
+    let wanted = wanted.min(hard);
+    if soft >= wanted || setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_err() {
+        return soft;
+    }
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_files_are_raised_to_the_hard_limit_and_never_lowered() {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(raise_open_files(1), soft);
+        let more = (soft + 1).min(hard);
+        assert_eq!(raise_open_files(more), more);
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (more, hard));
+        assert_eq!(raise_open_files(u64::MAX), hard);
     }
 }

@@ -10,13 +10,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::time::ClockId;
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::own::Own;
 use crate::supervisor::Role;
 
 /// CPU seconds by role, or those for a million requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Cpu {
     /// All guests together; not known of a cluster that others started.
     pub(crate) guests: Option<f64>,

@@ -2,10 +2,10 @@
 //! where that time goes; and whether the sequencer stays the same while nobody is killed.
 //!
 //! One client keeps [`OUTSTANDING`] requests under way. Each time the process is killed (SIGKILL),
-//! and the longest time between two answers is the gap, from then until the next term serves. Then
-//! the process is started again, and the next kill comes when all servers are at work. What passed
+//! and nothing else is done until service is back: the cores are those that bring it back. Then the
+//! process is started again, and the next kill comes when all servers are at work. What passed
 //! meanwhile is read from the stamps of a surviving host: who left the term when, and when the
-//! next was opened.
+//! next was opened. The gap is the time between the last answer before that and the next.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -21,29 +21,28 @@ use shared_registers::ids::{ServerId, Term};
 use shared_registers::record::Body;
 use tokio::time::sleep;
 
-use super::own::{Own, Spec};
+use super::cpu::Meter;
+use super::own::{Own, Said, Spec};
 use super::payload::Shape;
 use super::table::{Latencies, Row, columns};
 use super::tally::Tally;
 use crate::supervisor::Role;
 use crate::{output, registers, session};
 
-/// What is sent.
-const EMPTY: Shape = Shape { request: 0, reply: 0 };
 /// Requests that the client has under way.
 const OUTSTANDING: usize = 16;
 /// The load without kills: so many clients, each with so many requests under way.
 const STEADY_CLIENTS: u32 = 4;
+/// The scenario of that.
+const STEADY: &str = "steady";
 /// See [`STEADY_CLIENTS`].
 const STEADY_OUTSTANDING: usize = 64;
 /// The load runs so long before each kill. It halves the patience that the last change doubled (P4).
 const BEFORE: Duration = Duration::from_millis(500);
-/// The next term serves when so many requests were answered after it was opened.
-const ANSWERS: u64 = 1000;
+/// Service is back when so many requests were answered after the kill: far more than were under way.
+const ANSWERS: usize = 1000;
 /// Service, and a process that was started again, have so long to come back.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// A server has so long to answer when it is asked how it is.
-const PATIENCE: Duration = Duration::from_millis(400);
 /// How often it is looked whether something has happened.
 const LOOK: Duration = Duration::from_millis(10);
 /// The goals for the gap: its median, and the worst.
@@ -51,48 +50,73 @@ const GOAL_P50: Duration = Duration::from_millis(100);
 /// See [`GOAL_P50`].
 const GOAL_WORST: Duration = Duration::from_millis(500);
 
-/// When answers came.
+/// When answers came since somebody last began to look.
 struct Pulse {
     last: Cell<Instant>,
-    /// The longest time between two answers, and when it began.
-    longest: Cell<(Duration, Instant)>,
-    answers: Cell<u64>,
+    /// The longest time between two answers.
+    longest: Cell<Duration>,
+    /// How long each request took.
+    latencies: RefCell<Latencies>,
+    /// When each answer came, if that is looked at: the last one before it was is the first.
+    beats: RefCell<Option<Vec<Instant>>>,
 }
 
 impl Pulse {
     fn new() -> Pulse {
-        let now = Instant::now();
-        let longest = Cell::new((Duration::ZERO, now));
-        Pulse { last: Cell::new(now), longest, answers: Cell::new(0) }
-    }
-
-    /// An answer came.
-    fn beat(&self) {
-        let now = Instant::now();
-        let last = self.last.replace(now);
-        if now - last > self.longest.get().0 {
-            self.longest.set((now - last, last));
+        Pulse {
+            last: Cell::new(Instant::now()),
+            longest: Cell::new(Duration::ZERO),
+            latencies: RefCell::new(Latencies::new()),
+            beats: RefCell::new(None),
         }
-        self.answers.set(self.answers.get() + 1);
     }
 
-    /// Forgets the longest gap so far.
+    /// An answer came to what was sent then.
+    fn beat(&self, sent: Instant) {
+        let now = Instant::now();
+        self.longest.set(self.longest.get().max(now - self.last.replace(now)));
+        self.latencies.borrow_mut().add(now - sent);
+        if let Some(beats) = self.beats.borrow_mut().as_mut() {
+            beats.push(now);
+        }
+    }
+
+    /// Forgets what was so far.
     fn forget(&self) {
-        self.longest.set((Duration::ZERO, self.last.get()));
+        self.longest.set(Duration::ZERO);
+        self.latencies.replace(Latencies::new());
+    }
+
+    /// Begins to take down when answers come.
+    fn watch(&self) {
+        self.beats.replace(Some(vec![self.last.get()]));
+    }
+
+    /// How many came since.
+    fn watched(&self) -> usize {
+        self.beats.borrow().as_ref().map_or(0, |beats| beats.len() - 1)
+    }
+
+    /// Ends it. Returns the last answer until `at` and the first after it.
+    fn around(&self, at: Instant) -> Option<(Instant, Instant)> {
+        let beats = self.beats.take()?;
+        let after = beats.partition_point(|beat| *beat <= at);
+        Some((*beats.get(after.checked_sub(1)?)?, *beats.get(after)?))
     }
 }
 
 /// Keeps requests under way; ends only by an error.
 async fn load(client: &Client, outstanding: usize, pulse: &Pulse) -> Result<()> {
-    let payload = EMPTY.payload();
+    let payload = Shape::EMPTY.payload();
     let mut under_way = VecDeque::with_capacity(outstanding);
     loop {
         while under_way.len() < outstanding {
-            under_way.push_back(client.submit(payload.clone()).await?);
+            let sent = Instant::now();
+            under_way.push_back((sent, client.submit(payload.clone()).await?));
         }
-        if let Some(pending) = under_way.pop_front() {
+        if let Some((sent, pending)) = under_way.pop_front() {
             pending.await?;
-            pulse.beat();
+            pulse.beat(sent);
         }
     }
 }
@@ -170,7 +194,7 @@ pub(crate) async fn measure(kills: u16) -> Result<Vec<Row>> {
 fn row(role: Role, kills: &[Kill]) -> Row {
     let mut gaps = Latencies::new();
     kills.iter().for_each(|kill| gaps.add(kill.gap));
-    let mut tally = Tally::new(EMPTY, 1, OUTSTANDING);
+    let mut tally = Tally::new(Shape::EMPTY, 1, OUTSTANDING);
     tally.add(&gaps, kills.iter().map(|kill| kill.gap).sum(), None);
     tally.row(&format!("gap after the death of the sequencer's {role}"))
 }
@@ -231,34 +255,28 @@ async fn kill_often(own: &mut Own, role: Role, kills: u16, pulse: &Pulse) -> Res
 
 async fn kill_once(own: &mut Own, role: Role, pulse: &Pulse) -> Result<Kill> {
     let n = own.operator.cluster.n();
-    let term = newest_term(own).await.context("no server answers")?;
+    let term = own.newest_term().await?;
     let (sequencer, witness) = (term.sequencer(n), term.next().sequencer(n));
-    pulse.forget();
+    pulse.watch();
     let killed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros() as u64;
     let killed_at = Instant::now();
+    own.supervisor.strike(role, sequencer)?;
+    let served = until(|| async { (pulse.watched() > ANSWERS).then_some(()) }).await;
+    served.with_context(|| format!("no service after {role} {sequencer} was killed"))?;
     own.supervisor.kill(role, sequencer)?;
-    let next = until(|| async { newest_term(own).await.filter(|now| *now > term) })
-        .await
-        .with_context(|| format!("no next term after {role} {sequencer} was killed"))?;
-    let wanted = pulse.answers.get() + ANSWERS;
-    until(|| async { (pulse.answers.get() >= wanted).then_some(()) })
-        .await
-        .with_context(|| format!("no service after {role} {sequencer} was killed"))?;
-    let (gap, began) = pulse.longest.get();
+    let next = until(|| async { own.newest_term().await.ok().filter(|now| *now > term) }).await;
+    let next = next.with_context(|| format!("no next term although {role} {sequencer} is dead"))?;
     let change = read_change(own, witness, term, next)?;
-    let answered = began + gap;
     let since = |at: u64| Duration::from_micros(at.saturating_sub(killed));
+    let opened = since(change.opened);
+    let gap = pulse.around(killed_at + opened);
+    let (from, answered) = gap.context("no answer after the next term was opened")?;
     let left = |count: usize| change.left.get(count).map_or(Duration::ZERO, |at| since(*at));
-    let ends = [
-        left(0),
-        left(own.operator.cluster.f),
-        since(change.opened),
-        answered.saturating_duration_since(killed_at),
-    ];
+    let ends = [left(0), left(own.operator.cluster.f), opened, answered - killed_at];
     let mut before = Duration::ZERO;
     let phases = ends.map(|end| end.saturating_sub(std::mem::replace(&mut before, end)));
     own.supervisor.start_again(role, sequencer)?;
-    Ok(Kill { gap, terms: next.0 - term.0, phases })
+    Ok(Kill { gap: answered - from, terms: next.0 - term.0, phases })
 }
 
 /// Waits for something, and not for ever.
@@ -273,25 +291,20 @@ async fn until<T, F: Future<Output = Option<T>>>(mut look: impl FnMut() -> F) ->
     None
 }
 
-/// The newest term that any server is in.
-async fn newest_term(own: &Own) -> Option<Term> {
-    let said = own.operator.ask(PATIENCE).await;
-    said.iter().flatten().map(|status| status.term).max()
-}
-
-/// Waits until every server is at work, in one term.
-async fn all_at_work(own: &Own) -> Result<()> {
+/// Waits until every server is at work, in one term, which it returns.
+async fn all_at_work(own: &Own) -> Result<Term> {
     let n = own.operator.cluster.n();
-    let said = RefCell::new(Vec::new());
+    let last = RefCell::new(Said::default());
     let looked = until(|| async {
-        *said.borrow_mut() = own.operator.ask(PATIENCE).await;
-        let said = said.borrow();
-        let work = said.iter().flatten().filter(|s| s.host_up && s.catching_up.is_none());
-        let terms: Vec<_> = work.map(|status| status.term).collect();
-        (terms.len() == n && terms.iter().all(|term| *term == terms[0])).then_some(())
+        *last.borrow_mut() = own.ask().await;
+        let said = last.borrow();
+        let mut work = said.servers().filter(|s| s.host_up && s.catching_up.is_none());
+        let term = said.newest_term().ok()?;
+        let all = work.clone().count() == n && work.all(|status| status.term == term);
+        all.then_some(term)
     });
     let all = looked.await;
-    all.with_context(|| format!("not all servers are at work again: {:?}", said.borrow()))
+    all.with_context(|| format!("not all servers are at work again: {:?}", last.borrow()))
 }
 
 /// Reads in a host's file who left `term` when, and when `next` was opened.
@@ -328,33 +341,34 @@ fn read_change(own: &Own, host: ServerId, term: Term, next: Term) -> Result<Chan
 }
 
 /// Puts full load on a cluster for so long, and counts the terms that were left: there must be none.
-pub(crate) async fn steady(seconds: u64) -> Result<()> {
+/// Returns the load's row.
+pub(crate) async fn steady(seconds: u64) -> Result<Row> {
     let own = Own::start(&Spec::new(1, STEADY_CLIENTS)).await?;
     let clients = (0..STEADY_CLIENTS).map(|client| session::connect(own.dir(), client));
     let clients = clients.collect::<Result<Vec<_>>>()?;
-    let pulse = Pulse::new();
+    let (pulse, meter) = (Pulse::new(), Meter::of(&own));
     let work = async {
-        all_at_work(&own).await?;
-        let before = newest_term(&own).await.context("no server answers")?;
-        let (answers, start) = (pulse.answers.get(), Instant::now());
+        let before = all_at_work(&own).await?;
+        let (cpu, start) = (meter.read()?, Instant::now());
         pulse.forget();
         sleep(Duration::from_secs(seconds)).await;
-        let answered = (pulse.answers.get() - answers) as f64 / start.elapsed().as_secs_f64();
-        let longest = pulse.longest.get().0;
-        all_at_work(&own).await?;
-        let after = newest_term(&own).await.context("no server answers")?;
-        Ok((after.0 - before.0, answered, longest))
+        let (elapsed, longest) = (start.elapsed(), pulse.longest.get());
+        let mut tally = Tally::new(Shape::EMPTY, clients.len(), STEADY_OUTSTANDING);
+        tally.add(&pulse.latencies.borrow(), elapsed, Some(meter.read()? - cpu));
+        let after = all_at_work(&own).await?;
+        Ok((after.0 - before.0, tally.row(STEADY), longest))
     };
-    let (changes, answered, longest) =
-        under_load(&clients, STEADY_OUTSTANDING, &pulse, work).await?;
+    let (changes, row, longest) = under_load(&clients, STEADY_OUTSTANDING, &pulse, work).await?;
     output::print(&format!(
         "Full load for {seconds} s ({STEADY_CLIENTS} clients with {STEADY_OUTSTANDING} requests \
-         under way each): {answered:.0} requests/s, longest time between two answers {} ms, \
+         under way each): {:.0} requests/s, longest time between two answers {} ms, \
          sequencer changes {changes}",
+        row.requests_per_s,
         ms(longest)
     ))?;
     ensure!(changes == 0, "the sequencer changed {changes} times although nothing had failed");
-    own.close()
+    own.close()?;
+    Ok(row)
 }
 
 #[cfg(test)]
@@ -387,11 +401,28 @@ mod tests {
         let pulse = Pulse::new();
         let earlier = Instant::now() - Duration::from_secs(5);
         pulse.last.set(earlier);
-        pulse.beat();
-        pulse.beat();
-        let (longest, began) = pulse.longest.get();
-        assert!(longest >= Duration::from_secs(5) && began == earlier);
+        pulse.beat(earlier);
+        pulse.beat(Instant::now());
+        assert!(pulse.longest.get() >= Duration::from_secs(5));
+        assert_eq!(pulse.latencies.borrow().count(), 2);
         pulse.forget();
-        assert_eq!((pulse.longest.get().0, pulse.answers.get()), (Duration::ZERO, 2));
+        assert_eq!(pulse.longest.get(), Duration::ZERO);
+        assert_eq!(pulse.latencies.borrow().count(), 0);
+    }
+
+    #[test]
+    fn the_gap_is_the_one_in_which_the_next_term_was_opened() {
+        let pulse = Pulse::new();
+        let start = pulse.last.get();
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!((pulse.watched(), pulse.around(start)), (0, None));
+        // A longer one comes later.
+        pulse.beats.replace(Some([0, 10, 110, 120, 720].map(at).into()));
+        assert_eq!(pulse.watched(), 4);
+        assert_eq!(pulse.around(at(60)), Some((at(10), at(110))));
+        pulse.watch();
+        pulse.beat(start);
+        assert_eq!(pulse.watched(), 1);
+        assert_eq!(pulse.around(Instant::now()), None, "nothing was answered since");
     }
 }

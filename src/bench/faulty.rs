@@ -8,9 +8,8 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use shared_registers::ids::ServerId;
 
 use super::cpu::Meter;
@@ -26,8 +25,6 @@ use crate::output;
 /// Requests that are not measured: hosts that have just started connect meanwhile. Fewer than make
 /// the first wrong proposal.
 const WARMUP: u64 = 5;
-/// A server has so long to answer when it is asked how it is.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Makes sure that a program is such a build.
 pub(crate) fn check(program: &Path) -> Result<()> {
@@ -66,12 +63,8 @@ pub(crate) async fn measure(
         let group = Group::connect(own.dir(), &own.operator.cluster, (0, 1), Meter::of(&own))?;
         let mut tally = Tally::new(*shape, 1, load.outstanding);
         group.measure(*shape, Load { warmup: WARMUP, ..load }, &mut tally).await?;
-        let said = own.operator.ask(PATIENCE).await;
-        let terms = said.iter().flatten().map(|status| status.term.0).max();
-        let terms = terms.context("no server answers")?;
-        let counters = said.iter().flatten().flat_map(|status| &status.counters);
-        let wrong = counters.filter(|(name, _)| name == "wrong_proposals").map(|(_, count)| count);
-        let wrong: u64 = wrong.sum();
+        let said = own.ask().await;
+        let (terms, wrong) = (said.newest_term()?, said.sum("wrong_proposals"));
         output::print(&format!(
             "{scenario}, {shape}: {wrong} wrong proposals, {terms} terms left"
         ))?;

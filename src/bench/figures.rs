@@ -38,7 +38,7 @@ pub(crate) async fn measure(args: &BenchArgs) -> Result<Vec<Row>> {
         rows.extend(failover::measure(*kills).await?);
     }
     if let Some(seconds) = steady {
-        failover::steady(*seconds).await?;
+        rows.push(failover::steady(*seconds).await?);
     }
     let shapes = &args.measure.payloads;
     let (requests, warmup) = (args.measure.requests, args.warmup);
@@ -86,8 +86,9 @@ async fn measure_plain(shapes: &[Shape], loads: &[Load]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for shape in shapes {
         for load in loads {
+            let load = load.long_enough(group.len(), *shape);
             let mut tally = Tally::new(*shape, group.len(), load.outstanding);
-            group.measure(*shape, *load, &mut tally).await?;
+            group.measure(*shape, load, &mut tally).await?;
             rows.push(tally.row(CLUSTER));
         }
     }

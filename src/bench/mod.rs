@@ -78,10 +78,11 @@ enum Element {
 }
 
 async fn against_targets(args: &BenchArgs) -> Result<Vec<Element>> {
-    let rows = campaign::measure(usize::from(args.f.unwrap_or(1)), args.measure.requests).await?;
-    output::print(&render(&rows))?;
-    output::print(&targets::report(&rows)?)?;
-    Ok(rows.into_iter().map(Element::Row).collect())
+    let f = usize::from(args.f.unwrap_or(1));
+    let measured = campaign::measure(f, args.measure.requests).await?;
+    output::print(&render(&measured.rows))?;
+    output::print(&targets::report(&measured)?)?;
+    Ok(measured.rows.into_iter().map(Element::Row).collect())
 }
 
 async fn measure(args: &BenchArgs) -> Result<Vec<Element>> {

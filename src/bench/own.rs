@@ -4,16 +4,28 @@
 //! folder goes: [`Own`] does both as it is dropped, and [`run`] drops it when a signal comes.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use client::StatusError;
+use protocol::messages::Status;
 use shared_registers::cluster::Durability;
+use shared_registers::ids::{ServerId, Term};
 use tempfile::TempDir;
+use tokio::time::sleep;
 
 use crate::cli::ApplicationName;
 use crate::init::{self, Wanted};
 use crate::session::{self, Interrupt, Operator};
 use crate::supervisor::{Programs, Supervisor};
 use crate::up;
+
+/// A server has so long to answer when it is asked how it is.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// All of them have so long.
+const ALL_PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait before they are asked again.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What the cluster shall be. Its application is `echo-sized`.
 pub(crate) struct Spec {
@@ -78,6 +90,30 @@ impl Own {
         &self.dir
     }
 
+    /// Asks all servers how they are.
+    pub(crate) async fn ask(&self) -> Said {
+        Said(self.operator.ask(PATIENCE).await)
+    }
+
+    /// Asks them until all have answered. Who connects while many clients do may be hung up on: a
+    /// guest keeps few connections that have not proved yet whose they are.
+    pub(crate) async fn ask_all(&self) -> Result<Said> {
+        let start = Instant::now();
+        loop {
+            let said = self.ask().await;
+            let all = said.all_answered();
+            if all.is_ok() || start.elapsed() > ALL_PATIENCE {
+                return all.map(|()| said);
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// The newest term that any server is in.
+    pub(crate) async fn newest_term(&self) -> Result<Term> {
+        self.ask().await.newest_term()
+    }
+
     /// Ends it. It is an error if a process has died that was not killed on purpose, or if the
     /// folder cannot be removed.
     pub(crate) fn close(mut self) -> Result<()> {
@@ -86,6 +122,38 @@ impl Own {
         // Not told to stop but killed: the files that they would sync first are about to be removed.
         drop(self.supervisor);
         self.folder.close().context("cannot remove the temporary folder")
+    }
+}
+
+/// What the servers said of themselves, or why one did not, by server.
+#[derive(Debug, Default)]
+pub(crate) struct Said(Vec<Result<Status, StatusError>>);
+
+impl Said {
+    /// Those that answered.
+    pub(crate) fn servers(&self) -> impl Iterator<Item = &Status> + Clone {
+        self.0.iter().flatten()
+    }
+
+    /// It is an error if one did not answer.
+    fn all_answered(&self) -> Result<()> {
+        let silent = ServerId::all(self.0.len()).zip(&self.0);
+        let silent =
+            silent.filter_map(|(id, said)| Some(format!("{id} ({})", said.as_ref().err()?)));
+        let silent: Vec<String> = silent.collect();
+        ensure!(silent.is_empty(), "not every server says how it is: {}", silent.join(", "));
+        Ok(())
+    }
+
+    /// The newest term that any of them is in.
+    pub(crate) fn newest_term(&self) -> Result<Term> {
+        self.servers().map(|status| status.term).max().context("no server answers")
+    }
+
+    /// What they have counted under this name, all together.
+    pub(crate) fn sum(&self, name: &str) -> u64 {
+        let counters = self.servers().flat_map(|status| &status.counters);
+        counters.filter(|(found, _)| found == name).map(|(_, count)| count).sum()
     }
 }
 

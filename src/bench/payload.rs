@@ -19,6 +19,9 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
+    /// 0/0.
+    pub(crate) const EMPTY: Shape = Shape { request: 0, reply: 0 };
+
     /// The request, as the application `echo-sized` understands it.
     pub(crate) fn payload(self) -> Vec<u8> {
         EchoSized::request(self.request as usize, self.reply)

@@ -35,6 +35,24 @@ pub(crate) struct Load {
     pub(crate) outstanding: usize,
 }
 
+/// Files that are open beside the connections of one group of clients: other groups' and the
+/// processes' logs.
+const OTHER_FILES: u64 = 256;
+/// What [`Load::long_enough`] adds is no more than so many bytes of payload.
+const ADDED_BYTES: u64 = 64 << 20;
+
+impl Load {
+    /// As many requests as so many clients need at least: all of them are connected and have sent
+    /// before the clock starts, and beginning and end are a small part of what is measured.
+    pub(crate) fn long_enough(self, clients: usize, shape: Shape) -> Load {
+        let under_way = (clients * self.outstanding) as u64;
+        let bytes = u64::from(shape.request) + u64::from(shape.reply);
+        let at_least = |times: u64| (times * under_way).min(ADDED_BYTES / bytes.max(1));
+        let (requests, warmup) = (self.requests.max(at_least(20)), self.warmup.max(at_least(4)));
+        Load { requests, warmup, outstanding: self.outstanding }
+    }
+}
+
 /// The order numbers that a load was given, its warm-up included.
 #[derive(Clone, Copy)]
 pub(crate) struct Span {
@@ -58,6 +76,7 @@ impl Group {
         (first, count): (u32, u32),
         meter: Meter,
     ) -> Result<Group> {
+        raise_open_files(cluster, count)?;
         let end = u64::from(first) + u64::from(count);
         // A single one is looked for, and named, as every other command does.
         if count > 1 && end > u64::from(cluster.clients) {
@@ -123,6 +142,20 @@ impl Group {
         }
         Ok(span)
     }
+}
+
+/// Lets this process hold a connection of each client to each server.
+fn raise_open_files(cluster: &Cluster, clients: u32) -> Result<()> {
+    let wanted = u64::from(clients) * cluster.n() as u64 + OTHER_FILES;
+    let allowed = guest_replica::raise_open_files(wanted);
+    if allowed < wanted {
+        return Err(bad_input(format!(
+            "--clients {clients} of a cluster with {} servers need {wanted} open files, and at most \
+             {allowed} are allowed: take fewer, or raise the hard limit (`ulimit -Hn`)",
+            cluster.n()
+        )));
+    }
+    Ok(())
 }
 
 /// What all clients work on.
@@ -217,5 +250,22 @@ impl Flight {
         };
         self.span = Some(Span { first, last: order });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_is_long_enough_for_what_is_under_way() {
+        let of = |load: Load| (load.requests, load.warmup, load.outstanding);
+        let few = Load { requests: 10_000, warmup: 500, outstanding: 16 };
+        assert_eq!(of(few.long_enough(256, Shape::EMPTY)), (81_920, 16_384, 16));
+        assert_eq!(of(few.long_enough(1, Shape::EMPTY)), (10_000, 500, 16));
+        // 64 MiB of payload are added at most, and nothing is taken away.
+        let large = Shape { request: 1 << 20, reply: 0 };
+        let load = Load { requests: 100, warmup: 1, outstanding: 16 };
+        assert_eq!(of(load.long_enough(1, large)), (100, 64, 16));
     }
 }

@@ -3,15 +3,13 @@
 //! For each there are clusters of their own. Besides what every row has, the servers' counters before
 //! and after tell how many orders a PROPOSE held and how many frames hosts sent each other for it.
 
-use std::time::Duration;
-
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::cpu::Meter;
 use super::own::{Own, Spec};
 use super::payload::Shape;
 use super::run::{Group, Load};
-use super::table::{Row, columns};
+use super::table::{CPU_LEGEND, Row, columns, seconds};
 use super::tally::Tally;
 use crate::output;
 
@@ -27,12 +25,11 @@ const EACH: [usize; 2] = [1, 16];
 const PAYLOADS: [u32; 7] = [0, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, (1 << 20) - 8];
 /// Requests of such payloads under way, in one run and in another.
 const PAYLOADS_OUTSTANDING: [usize; 2] = [1, 16];
-/// Bytes that are sent of one payload, at most, unless that is less than [`LEAST`] requests.
+/// Of one payload so many bytes are sent, at most, unless that is less than [`LEAST`] requests or
+/// not [long enough](Load::long_enough).
 const PAYLOAD_BYTES: u64 = 64 << 20;
 /// See [`PAYLOAD_BYTES`].
 const LEAST: u64 = 100;
-/// A server has so long to answer when it is asked how it is.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A row, and what the servers counted meanwhile.
 #[derive(Clone, Debug)]
@@ -67,18 +64,14 @@ struct Counts {
 }
 
 async fn counts(own: &Own) -> Result<Counts> {
-    let said = own.operator.ask(PATIENCE).await;
-    let n = own.operator.cluster.n();
-    ensure!(said.iter().flatten().count() == n, "not every server says what it counted");
-    let sum = |wanted: &str| {
-        let counters = said.iter().flatten().flat_map(|status| &status.counters);
-        counters.filter(|(name, _)| name == wanted).map(|(_, count)| count).sum()
-    };
-    Ok(Counts { batches: sum("batches_proposed"), frames: sum("host_record_frames_sent") })
+    let said = own.ask_all().await?;
+    let (batches, frames) = (said.sum("batches_proposed"), said.sum("host_record_frames_sent"));
+    Ok(Counts { batches, frames })
 }
 
-/// Measures one load on a cluster.
+/// Measures one load on a cluster, or more of it if that is too short.
 async fn measure_one(own: &Own, group: &Group, shape: Shape, load: Load) -> Result<Scaled> {
+    let load = load.long_enough(group.len(), shape);
     let before = counts(own).await?;
     let mut tally = Tally::new(shape, group.len(), load.outstanding);
     group.measure(shape, load, &mut tally).await?;
@@ -94,16 +87,16 @@ async fn measure_one(own: &Own, group: &Group, shape: Shape, load: Load) -> Resu
     })
 }
 
-/// Measures everything, each load with so many requests, and prints a table of each kind.
+/// Measures everything, each load with so many requests at least, and prints a table of each kind.
 pub(crate) async fn measure(requests: u64, warmup: u64) -> Result<Scale> {
     let mut scale = Scale::default();
     let load = |outstanding| Load { requests, warmup, outstanding };
-    let empty = Shape { request: 0, reply: 0 };
     for f in FAULTS {
         let own = Own::start(&Spec::new(f, 1)).await?;
         let group = connect(&own, 1)?;
         for outstanding in OUTSTANDING {
-            scale.faults.push(measure_one(&own, &group, empty, load(outstanding)).await?);
+            let scaled = measure_one(&own, &group, Shape::EMPTY, load(outstanding)).await?;
+            scale.faults.push(scaled);
         }
         drop(group);
         own.close()?;
@@ -113,7 +106,8 @@ pub(crate) async fn measure(requests: u64, warmup: u64) -> Result<Scale> {
     for count in CLIENTS {
         let group = connect(&own, count)?;
         for outstanding in EACH {
-            scale.clients.push(measure_one(&own, &group, empty, load(outstanding)).await?);
+            let scaled = measure_one(&own, &group, Shape::EMPTY, load(outstanding)).await?;
+            scale.clients.push(scaled);
         }
     }
     own.close()?;
@@ -164,7 +158,6 @@ fn render(rows: &[Scaled]) -> String {
     let mut lines = vec![head.map(str::to_owned).to_vec()];
     for Scaled { row, n, orders_per_batch, frames_per_batch, .. } in rows {
         let cpu = row.cpu_s_per_million.unwrap_or_default();
-        let seconds = |s: Option<f64>| s.map_or("-".into(), |s| format!("{s:.1}"));
         lines.push(vec![
             n.to_string(),
             row.clients.to_string(),
@@ -182,5 +175,5 @@ fn render(rows: &[Scaled]) -> String {
             seconds(Some(cpu.load)),
         ]);
     }
-    columns(&lines) + "\n(guests, hosts, load: CPU seconds per million requests)"
+    columns(&lines) + CPU_LEGEND
 }

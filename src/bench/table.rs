@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::cpu::Cpu;
 use super::tally::{CLUSTER, tenths};
 use crate::exit::bad_input;
 
 /// One row. The names are those of the JSON file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Row {
     /// What was measured, and on what: `cluster`, or what is special about it.
     pub(crate) scenario: String,
@@ -88,7 +88,8 @@ impl Latencies {
 pub(crate) fn render(rows: &[Row]) -> String {
     let any = |says: fn(&Row) -> bool| rows.iter().any(says);
     let special = any(|row| row.scenario != CLUSTER);
-    let with_bytes = any(|row| row.payload_mb_per_s > 0.0);
+    // Not by how many MB/s: few may be rounded to none.
+    let with_bytes = any(|row| !row.payload.starts_with("0/"));
     let with_servers = any(|row| row.cpu_s_per_million.is_some_and(|cpu| cpu.guests.is_some()));
     let mut head = vec!["payload", "requests", "clients", "outstanding", "mean us", "p50 us"];
     head.extend(["p99 us", "max us", "requests/s"]);
@@ -104,7 +105,6 @@ pub(crate) fn render(rows: &[Row]) -> String {
         line.extend(times.map(|us| format!("{us:.1}")));
         line.push(format!("{:.0}", row.requests_per_s));
         line.extend(with_bytes.then(|| format!("{:.1}", row.payload_mb_per_s)));
-        let seconds = |s: Option<f64>| s.map_or("-".into(), |s| format!("{s:.1}"));
         let cpu = row.cpu_s_per_million;
         if with_servers {
             line.push(seconds(cpu.and_then(|cpu| cpu.guests)));
@@ -116,9 +116,17 @@ pub(crate) fn render(rows: &[Row]) -> String {
     }
     let mut text = columns(&lines);
     if with_servers {
-        text += "\n(guests, hosts, load: CPU seconds per million requests)";
+        text += CPU_LEGEND;
     }
     text
+}
+
+/// What stands below a table with the columns of CPU time.
+pub(crate) const CPU_LEGEND: &str = "\n(guests, hosts, load: CPU seconds per million requests)";
+
+/// CPU seconds as a cell, if they are known.
+pub(crate) fn seconds(seconds: Option<f64>) -> String {
+    seconds.map_or("-".into(), |s| format!("{s:.1}"))
 }
 
 /// Lines of cells as aligned columns: the first to the left, the others to the right.
@@ -201,5 +209,8 @@ mod tests {
         assert!(lines[..3].iter().all(|line| line.len() == lines[0].len()), "{text}");
         let few = render(&[sample(None)]);
         assert!(!few.contains("guests") && !few.contains("scenario"), "{few}");
+        assert!(!few.contains("MB/s"), "{few}");
+        let slow = Row { payload: "1/0".into(), payload_mb_per_s: 0.0, ..sample(None) };
+        assert!(render(&[slow]).contains("MB/s"));
     }
 }

@@ -2,8 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -31,7 +29,10 @@ fn check(row: &Value) {
     // Little's law: what is under way is at most what may be, and less where the load is short.
     let under_way = number("requests_per_s") * number("mean_us") / 1e6;
     let most = number("clients") * number("outstanding");
-    assert!(0.01 * most < under_way && under_way < 1.1 * most, "{under_way} under way: {row}");
+    assert!(under_way < 1.1 * most, "{under_way} under way: {row}");
+    // One straggler that waits until it is sent again is most of the time of few requests.
+    let many = number("requests") >= 10.0 * most;
+    assert!(!many || under_way > 0.01 * most, "{under_way} under way: {row}");
     let request: f64 = row["payload"].as_str().unwrap().split('/').next().unwrap().parse().unwrap();
     let wanted = request * number("requests_per_s") / 1e6;
     assert!((number("payload_mb_per_s") - wanted).abs() < 0.2, "{row}");
@@ -73,7 +74,7 @@ fn a_cluster_of_its_own_is_measured_and_removed() {
     fs::create_dir(&tmp).unwrap();
     let args = ["bench", "--requests", "2000", "--warmup", "20", "--payloads", "1000/64"];
     let more = ["--f", "2", "--durability", "disk", "--clients", "2", "--outstanding", "16"];
-    let said = difato(args).args(more).args(["--json", path(&file)]).env("TMPDIR", &tmp).run();
+    let said = difato(args).args(more).args(["--json", path(&file)]).env("TMPDIR", &tmp).measure();
     let table = said.done();
     for words in ["payload", "1000/64", "guests", "hosts", "load", "MB/s"] {
         assert!(table.contains(words), "no `{words}`: {table}");
@@ -92,31 +93,28 @@ fn a_cluster_of_its_own_is_measured_and_removed() {
 
 #[test]
 fn the_targets_are_all_measured_and_judged() {
-    let _permit = Permit::wait();
+    let _permit = Permit::wait_for_all();
     let temp = tempfile::tempdir().unwrap();
     let (tmp, file) = (temp.path().join("tmp"), temp.path().join("targets.json"));
     fs::create_dir(&tmp).unwrap();
     let args = ["bench", "--targets", "--requests", "20", "--json", path(&file)];
-    let mut running = difato(args).env("TMPDIR", &tmp).spawn();
-    // Six clusters, one after the other, on a machine with other tests.
-    let start = Instant::now();
-    while !running.has_ended() && start.elapsed() < Duration::from_secs(300) {
-        thread::sleep(Duration::from_millis(20));
-    }
-    let said = running.wait().done();
+    let said = difato(args).env("TMPDIR", &tmp).measure().done();
     let judged = |line: &&str| ["reached", "missed", " -"].iter().any(|word| line.ends_with(word));
     let from = said.lines().skip_while(|line| !line.starts_with("target "));
-    assert_eq!(from.filter(judged).count(), 6 + 5 + 3 + 3, "{said}");
-    let promised = ["0/0 p50 by the floor's", "at most 1.50 x", "4096/4096 p50 by 0/0's"];
+    assert_eq!(from.filter(judged).count(), 6 + 5 + 2 * 3 + 3, "{said}");
+    let promised = ["0/0 p50 by the floor's", "at most 1.5 x", "4096/4096 p50 by 0/0's"];
     let more = ["0/0, 16 x 4 outstanding", "at least 80000 /s", "at least 250 MB/s"];
-    let most = ["0/0 p50 with f dead by all alive", "at most 1.10 x", "0/0 p50 on disk by process"];
-    for words in promised.iter().chain(&more).chain(&most) {
+    let most = ["0/0 p50 by all alive's: f dead ", "at most 1.1 x", "0/0 p50 on disk by process"];
+    let last =
+        ["by all alive's: f dead, the sequencer among them", "Sequencer changes while it was"];
+    for words in promised.iter().chain(&more).chain(&most).chain(&last) {
         assert!(said.contains(words), "no `{words}`: {said}");
     }
     let rows = rows(&file);
     let count = |scenario: &str| rows.iter().filter(|row| row["scenario"] == scenario).count();
-    let scenarios = ["floor", "cluster", "f dead", "disk", "process"];
-    assert_eq!(scenarios.map(count), [3, 3 + 5, 3, 3, 3]);
+    let dead = ["f dead", "f dead, the sequencer among them"];
+    assert_eq!(["floor", "cluster", "disk", "process"].map(count), [3, 3 + 5, 3, 3]);
+    assert_eq!(dead.map(count), [3, 3]);
     rows.iter().for_each(check);
     // All that was asked for was measured, and the CPU time of all but the floor.
     let one_by_one = |row: &&Value| row["outstanding"] == 1 && row["scenario"] == "cluster";
@@ -164,13 +162,24 @@ fn what_does_not_fit_together_is_named() {
     let folder = Builder::new().init();
     let dir = path(&folder.dir);
     let nowhere = folder.beside().join("nowhere/bench.json");
-    let cases: [(&[&str], &[&str]); 10] = [
+    let cases: [(&[&str], &[&str]); 21] = [
         (&["--dir", dir], &["--dir", "--client C"]),
         (&["--client", "0"], &["--dir"]),
         (&["--dir", dir, "--client", "0", "--f", "2"], &["--f", "--dir"]),
         (&["--dir", dir, "--client", "0", "--durability", "disk"], &["--durability", "--dir"]),
         (&["--targets", "--floor"], &["--targets", "--floor"]),
         (&["--targets", "--dir", dir], &["--targets", "--dir"]),
+        (&["--dir", dir, "--client", "0", "--spin-us", "5"], &["--spin-us", "--dir"]),
+        (&["--targets", "--spin-us", "5"], &["--spin-us", "--targets"]),
+        (&["--scale", "--spin-us", "5"], &["--spin-us", "--scale"]),
+        (&["--plot", "x.svg", "--spin-us", "5"], &["--spin-us", "--plot"]),
+        (&["--failover", "1", "--requests", "5"], &["--failover", "--requests"]),
+        (&["--failover", "1", "--plot", "x.svg"], &["--failover", "--plot"]),
+        (&["--failover", "1", "--scale"], &["--failover", "--scale"]),
+        (&["--steady", "1", "--warmup", "5"], &["--steady", "--warmup"]),
+        (&["--steady", "1", "--payloads", "0/0"], &["--steady", "--payloads"]),
+        (&["--steady", "1", "--faulty", "x"], &["--steady", "--faulty"]),
+        (&["--scale", "--payloads", "0/0"], &["--scale", "--payloads"]),
         (&["--clients", "0"], &["--clients", "0"]),
         (&["--dir", dir, "--client", "2", "--clients", "3"], &["2 to 4", "0 to 3", "--clients"]),
         (&["--payloads", "9000000/0"], &["--payloads 9000000/0", "max_payload_bytes"]),

@@ -13,6 +13,8 @@ use super::print_reproduction_on_failure;
 pub(crate) const DIFATO: &str = env!("CARGO_BIN_EXE_difato");
 /// No command takes longer.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
+/// But one that measures on clusters of its own, on a machine with other tests.
+const MEASURING_PATIENCE: Duration = Duration::from_secs(300);
 
 /// What a command said, and how it ended.
 pub(crate) struct Said {
@@ -97,6 +99,11 @@ impl Line {
     pub(crate) fn run(self) -> Said {
         self.spawn().wait()
     }
+
+    /// Runs what measures on clusters of its own to its end.
+    pub(crate) fn measure(self) -> Said {
+        self.spawn().wait_for(MEASURING_PATIENCE)
+    }
 }
 
 /// A command at work. Dropped, it is killed.
@@ -132,12 +139,16 @@ impl Running {
     }
 
     /// Waits until it ends.
-    pub(crate) fn wait(mut self) -> Said {
+    pub(crate) fn wait(self) -> Said {
+        self.wait_for(COMMAND_PATIENCE)
+    }
+
+    fn wait_for(mut self, patience: Duration) -> Said {
         let start = Instant::now();
         while !self.has_ended() {
             let said = (self.stdout(), self.stderr());
-            let late = start.elapsed() > COMMAND_PATIENCE;
-            assert!(!late, "does not end in {COMMAND_PATIENCE:?}: {} {said:?}", self.command);
+            let late = start.elapsed() > patience;
+            assert!(!late, "does not end in {patience:?}: {} {said:?}", self.command);
             std::thread::sleep(Duration::from_millis(5));
         }
         let code = self.child.wait().unwrap().code();
