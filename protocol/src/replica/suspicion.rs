@@ -145,9 +145,9 @@ impl Suspicion {
         }
     }
 
-    /// Whether a server's host is out of reach, as hints say.
+    /// Whether another server's host is out of reach, as hints say.
     pub(super) fn misses_host(&self, server: ServerId) -> bool {
-        matches!(self.hosts[server.index()], HostView::Lost(_))
+        server != self.me && matches!(self.hosts[server.index()], HostView::Lost(_))
     }
 
     /// When the host of a sequencer counts as down: its link broken for `host_down`, or up and

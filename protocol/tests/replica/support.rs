@@ -261,7 +261,7 @@ impl Cluster {
 
     /// A guest goes to sleep, unless there is something that it wants.
     fn doze(&mut self, i: usize) {
-        loop {
+        while self.servers[i].guest_up {
             let Server { replica, registers, .. } = &mut self.servers[i];
             let wanted = replica.wanted();
             registers.doze(wanted);
