@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::EpollFlags;
 use shared_registers::bell;
 
-use crate::limits::{RINGS_READ, RINGS_UNREAD};
+use crate::limits::{RING_READS, RINGS_READ, RINGS_UNREAD};
 
 /// A doorbell that is connected.
 pub(crate) struct Bell {
@@ -53,12 +53,12 @@ impl Bell {
         if plain && !self.rings.is_multiple_of(RINGS_UNREAD) { Ok(()) } else { self.drain() }
     }
 
-    /// Reads the rings that came. Fails if the host is gone.
+    /// Reads the rings that came, as many as the socket can hold and no more. Fails if the host is
+    /// gone.
     pub(crate) fn drain(&mut self) -> io::Result<()> {
-        loop {
+        for _ in 0..RING_READS {
             match self.stream.read(&mut [0; RINGS_READ]) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(RINGS_READ) => {}
                 // The end of a stream is told apart from its being empty by reading once more.
                 Ok(_) if self.port => return Ok(()),
                 Ok(_) => {}
@@ -67,6 +67,7 @@ impl Bell {
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 }
 

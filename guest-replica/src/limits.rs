@@ -93,3 +93,5 @@ pub(crate) const WAIT_LOG_EVERY: Micros = Micros::from_ms(30_000);
 pub(crate) const RINGS_UNREAD: u64 = 64;
 /// Rings that are read at a time.
 pub(crate) const RINGS_READ: usize = 256;
+/// ... and how often in a row: a socket holds no more, unless more comes meanwhile.
+pub(crate) const RING_READS: usize = 4;

@@ -29,8 +29,8 @@ use shared_registers::words::explain_bus_errors;
 use crate::files;
 use crate::host::{Host, HostConfig, Input, Now, PeerFault};
 use crate::limits::{
-    BELL_BYTES, EVENTS_PER_TURN, FULL_LOG_MS, LINK_DEAD_HEARTBEATS, LINK_DEAD_MS, MAX_INCARNATION,
-    RECOVERY_LOG_MS, RETIRED_LOOK_MS, RINGS_UNREAD,
+    BELL_BYTES, BELL_READS, EVENTS_PER_TURN, FULL_LOG_MS, LINK_DEAD_HEARTBEATS, LINK_DEAD_MS,
+    MAX_INCARNATION, RECOVERY_LOG_MS, RETIRED_LOOK_MS, RINGS_UNREAD,
 };
 use crate::net::{FIRST_TOKEN, Level, Log, MappedHost, Net, NetConfig};
 
@@ -334,8 +334,9 @@ impl Bell {
         }
     }
 
+    /// Reads as much as the socket can hold and no more: who writes without end is not read so.
     fn drain(&mut self) {
-        loop {
+        for _ in 0..BELL_READS {
             match self.guest.as_mut().map(|guest| guest.read(&mut [0; BELL_BYTES])) {
                 Some(Ok(1..)) => {}
                 Some(Err(error)) if error.kind() == ErrorKind::WouldBlock => return,
@@ -561,5 +562,30 @@ impl Agent {
         let _ = std::fs::remove_file(self.paths.bell(self.me));
         let path = self.paths.read_file(self.me);
         files::close(self.host.registers(), read_file).map_err(AgentError::file(&path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_fills_its_bell_is_read_for_so_long_and_no_longer() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = bell::listen(&folder.path().join("bell")).unwrap();
+        let (guest, mut other) = UnixStream::pair().unwrap();
+        guest.set_nonblocking(true).unwrap();
+        other.set_nonblocking(true).unwrap();
+        let (attended, quiet_until) = (true, Micros(0));
+        let mut bell = Bell { listener, guest: Some(guest), attended, quiet_until, rings: 0 };
+        let rings = other.write(&[1; 3 * BELL_READS * BELL_BYTES]).unwrap();
+        assert!(rings > BELL_READS * BELL_BYTES, "the socket takes {rings} bytes");
+        bell.drain();
+        let left = bell.guest.as_mut().unwrap().read(&mut [0; 3 * BELL_READS * BELL_BYTES]);
+        assert_eq!(left.unwrap(), rings - BELL_READS * BELL_BYTES);
+        // Who has left is noticed once all that it wrote is read.
+        drop(other);
+        bell.drain();
+        assert!(bell.guest.is_none());
     }
 }

@@ -27,6 +27,9 @@ pub(crate) const EVENTS_PER_TURN: usize = 128;
 /// Rings of the guest's that are left unread at a time: each takes about 1 KiB of its socket's
 /// buffer, which holds 200, and a ring that finds no room there is none.
 pub(crate) const RINGS_UNREAD: u64 = 64;
+/// How often in a row the doorbell is read: a guest that writes to it without end is not to keep
+/// its host there.
+pub(crate) const BELL_READS: usize = 4;
 /// Full rings, which wait for a checkpoint, are logged at most so often.
 pub(crate) const FULL_LOG_MS: u64 = 10_000;
 /// Refusals are logged at most so often.
